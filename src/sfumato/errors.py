@@ -1,0 +1,69 @@
+"""Errors that a user can act on.
+
+Everything a user can get wrong raises an :class:`SfumatoError`: one line that names the field, the
+value and what would be accepted. The command line prints that line and nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SfumatoError(Exception):
+    """Base of all errors that are the input's fault and not the program's."""
+
+
+class InputError(SfumatoError, ValueError):
+    """A value that cannot be used.
+
+    Args:
+        field: Name of the argument or configuration field, dotted where it is nested.
+        value: What was given; shown with ``repr`` and shortened.
+        accepted: What would have been accepted, in words.
+    """
+
+    def __init__(self, field: str, value: object, accepted: str) -> None:
+        self.field, self.value, self.accepted = field, value, accepted
+        super().__init__(f"{field}: got {_shorten(value)}; accepted: {accepted}")
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str]]:
+        return type(self), (self.field, self.value, self.accepted)
+
+
+class CorruptFileError(SfumatoError):
+    """A file whose content does not match its checksum, or that cannot be read as what it claims to be."""
+
+
+class StorageError(SfumatoError):
+    """The disk refused: no space, no permission, or not a folder."""
+
+
+class InputErrors(InputError):
+    """Several bad values, reported at once, one line each."""
+
+    def __init__(self, errors: Iterable[InputError]) -> None:
+        self.errors = tuple(errors)
+        first = self.errors[0]
+        super().__init__(first.field, first.value, first.accepted)
+        self.args = ("\n".join(str(error) for error in self.errors),)
+
+    def __reduce__(self) -> tuple[type[InputErrors], tuple[tuple[InputError, ...]]]:  # type: ignore[override]
+        return type(self), (self.errors,)
+
+
+def one_of(names: Iterable[str], given: object = None) -> str:
+    """Describe a choice for :class:`InputError`, with the nearest name first if one is close.
+
+    >>> one_of(["noise", "dropout"], "niose")
+    'one of dropout, noise (did you mean noise?)'
+    """
+    names = sorted(names)
+    text = f"one of {', '.join(names)}"
+    near = difflib.get_close_matches(str(given), names, n=1) if given is not None else []
+    return f"{text} (did you mean {near[0]}?)" if near else text
+
+
+def _shorten(value: object, limit: int = 120) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,0 +1,158 @@
+"""Files: written atomically, read with a checksum, never a pickle.
+
+A *state* is any nesting of dicts, lists, tuples, tensors, numbers, strings, booleans and ``None``. It is
+kept in one safetensors file: tensors as they are, the nesting as JSON in the header, and a SHA-256 over
+both, so that a file that was cut short or altered is refused and never used.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sfumato.errors import CorruptFileError, StorageError
+
+_FORMAT = "sfumato-state-1"
+_TENSOR, _TUPLE, _DICT = "__tensor__", "__tuple__", "__dict__"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that replaces it when the block ends without an error.
+
+    A reader sees the old file or the new one, never a half. The temporary file is removed on any error.
+
+    Raises:
+        StorageError: The disk is full, read-only or not permitted.
+    """
+    path = Path(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk says (full, read-only, not permitted) into a :class:`StorageError` naming ``path``."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "no space left on the disk" if full else (error.strerror or str(error))
+        raise StorageError(f"cannot write {path}: {reason}") from error
+    except SafetensorError as error:  # safetensors hides the errno of a failed write in its message
+        text = str(error)
+        reason = "no space left on the disk" if "No space left" in text or "os error 28" in text else text
+        raise StorageError(f"cannot write {path}: {reason}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` atomically, as UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_state(path: Path, state: Any) -> str:
+    """Write a state atomically and return its SHA-256 (of names, types, shapes and bytes).
+
+    Raises:
+        TypeError: The state holds something other than containers, tensors and JSON scalars.
+        StorageError: The disk refused.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(_fold(state, "", tensors), separators=(",", ":"))
+    digest = state_digest(tree, tensors)
+    metadata = {"format": _FORMAT, "tree": tree, "sha256": digest}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+    return digest
+
+
+def load_state(path: Path, *, device: str | torch.device = "cpu") -> Any:
+    """Read a state back, bit for bit; tensors stay memory-mapped where the device is the CPU.
+
+    Raises:
+        CorruptFileError: The file is not a state, was cut short, or does not match its checksum.
+        FileNotFoundError: There is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise CorruptFileError(f"{path} is corrupted or was cut short ({error})") from error
+    if metadata.get("format") != _FORMAT:
+        raise CorruptFileError(f"{path} is not a file of sfumato's (format {metadata.get('format')!r})")
+    if state_digest(metadata["tree"], tensors) != metadata["sha256"]:
+        raise CorruptFileError(f"{path} does not match its checksum")
+    return _unfold(json.loads(metadata["tree"]), {k: v.to(device) for k, v in tensors.items()})
+
+
+def state_digest(tree: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over a JSON text and named tensors (names, types, shapes, bytes)."""
+    digest = hashlib.sha256(tree.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def hash_of(description: Any, *, length: int = 16) -> str:
+    """Hash of a JSON-able description: the same content gives the same address on any machine."""
+    text = json.dumps(description, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def _fold(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(node, Tensor):
+        tensors[name] = node.detach().cpu().contiguous().clone()
+        return {_TENSOR: name}
+    if isinstance(node, dict):
+        # Items as pairs: JSON would turn the integer keys of an optimizer's state into strings.
+        return {_DICT: [[key, _fold(value, f"{name}/{key}", tensors)] for key, value in node.items()]}
+    if isinstance(node, tuple):
+        return {_TUPLE: [_fold(value, f"{name}/{i}", tensors) for i, value in enumerate(node)]}
+    if isinstance(node, list):
+        return [_fold(value, f"{name}/{i}", tensors) for i, value in enumerate(node)]
+    if node is None or isinstance(node, (bool, int, float, str)):
+        return node
+    raise TypeError(f"a state cannot hold a {type(node).__name__} (at {name or '/'})")
+
+
+def _unfold(node: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(node, list):
+        return [_unfold(value, tensors) for value in node]
+    if isinstance(node, dict):
+        if _TENSOR in node:
+            return tensors[node[_TENSOR]]
+        if _TUPLE in node:
+            return tuple(_unfold(value, tensors) for value in node[_TUPLE])
+        return {key: _unfold(value, tensors) for key, value in node[_DICT]}
+    return node
