@@ -67,3 +67,7 @@ def one_of(names: Iterable[str], given: object = None) -> str:
 def _shorten(value: object, limit: int = 120) -> str:
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+class Interrupted(SfumatoError):
+    """The user stopped the work; what was done is kept and resumes with the same call."""

@@ -19,7 +19,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Part(_Section):
@@ -170,7 +170,9 @@ class Card(_Section):
     training: TrainingInfo
     utility: Utility
     cost: Cost
-    theory: dict[str, float] = Field(default={}, description="what the defense tracks, e.g. CEM's rate in nats")
+    theory: dict[str, float] = Field(
+        default={}, description="what the defense tracks, e.g. CEM's rate in nats"
+    )
     mean_image: Quality = Field(description="of answering every feature with the mean training image")
     attacks: list[AttackInfo] = Field(min_length=1)
     worst_case: WorstCase

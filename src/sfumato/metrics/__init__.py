@@ -1,1 +1,7 @@
-"""."""
+"""How good a reconstruction is, what the model is good for, and what it costs."""
+
+from sfumato.metrics.cost import Cost, latency, macs, parameters, split_cost
+from sfumato.metrics.reconstruction import Quality, quality
+from sfumato.metrics.utility import accuracy
+
+__all__ = ["Cost", "Quality", "accuracy", "latency", "macs", "parameters", "quality", "split_cost"]

@@ -1,0 +1,1 @@
+"""Benchmarks: each ``python -m benchmarks.NAME`` prints one line of JSON."""

@@ -1,0 +1,131 @@
+"""What an attacker may touch: a threat model, and the target that exposes exactly that."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.errors import InputError, one_of
+from sfumato.models import SplitModel, Stochastic, initialize, set_generator
+
+ThreatModel = Literal["white-box", "gray-box", "black-box"]
+THREAT_MODELS: tuple[ThreatModel, ...] = ("white-box", "gray-box", "black-box")
+_BATCH = 512
+
+
+class BlackBox:
+    """Queries and nothing else: images in, features out, through the deployed channel.
+
+    Attributes:
+        threat_model: The name of what it exposes.
+        image_shape: (C, H, W).
+        feature_shape: Of what is sent, without the batch axis.
+        queries: Images sent through the edge so far.
+    """
+
+    threat_model: ThreatModel = "black-box"
+
+    def __init__(self, split: SplitModel, *, generator: torch.Generator) -> None:
+        self.image_shape, self.feature_shape = split.image_shape, split.feature.shape
+        self.queries = 0
+        model = _frozen(split, generator)
+
+        def send(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return torch.cat([model.send(part) for part in x.split(_BATCH)])
+
+        # Kept in a closure, not in an attribute: an attack cannot reach the weights by accident.
+        self._send, self._generator = send, generator
+
+    def query(self, x: Tensor) -> Tensor:
+        """What the device would send for the images x (N, C, H, W) in [0, 1]; counted."""
+        self.queries += len(x)
+        return self._send(x)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Queries so far and the channel's random state, for an attack that resumes."""
+        return {"queries": self.queries, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.queries = state["queries"]
+        self._generator.set_state(state["generator"].clone())
+
+
+class GrayBox(BlackBox):
+    """Queries and the edge's architecture, not its weights."""
+
+    threat_model: ThreatModel = "gray-box"
+
+    def __init__(self, split: SplitModel, *, generator: torch.Generator) -> None:
+        super().__init__(split, generator=generator)
+        self._blank = _blank(split.edge)
+
+    def architecture(self, *, generator: torch.Generator) -> nn.Module:
+        """A new edge of the true structure, freshly initialized from ``generator``."""
+        return initialize(_copied(self._blank), generator)
+
+
+class WhiteBox(GrayBox):
+    """Everything on the device: queries, architecture and weights.
+
+    Attributes:
+        edge: A frozen copy in evaluation mode; gradients flow through it to its input.
+        channel: A frozen copy; random where the deployed one is.
+    """
+
+    threat_model: ThreatModel = "white-box"
+
+    def __init__(self, split: SplitModel, *, generator: torch.Generator) -> None:
+        super().__init__(split, generator=generator)
+        model = _frozen(split, generator)
+        self.edge, self.channel = model.edge, model.channel
+
+
+_TARGETS: dict[str, type[BlackBox]] = {"black-box": BlackBox, "gray-box": GrayBox, "white-box": WhiteBox}
+
+
+def make_target(split: SplitModel, threat_model: ThreatModel, *, generator: torch.Generator) -> BlackBox:
+    """What an attacker of this threat model may touch; a copy, so that no attack can alter the model.
+
+    Args:
+        split: The model as deployed.
+        threat_model: ``white-box``, ``gray-box`` or ``black-box``.
+        generator: Source of the channel's noise under attack.
+
+    Raises:
+        InputError: No such threat model.
+    """
+    if threat_model not in _TARGETS:
+        raise InputError("threat_model", threat_model, one_of(_TARGETS, threat_model))
+    return _TARGETS[threat_model](split, generator=generator)
+
+
+def _frozen(split: SplitModel, generator: torch.Generator) -> SplitModel:
+    model = _copied(split).eval().requires_grad_(False)
+    set_generator(model, generator)
+    return model
+
+
+def _blank(edge: nn.Module) -> nn.Module:
+    """The edge's structure with its weights erased; normalization constants are part of the structure."""
+    blank = _copied(edge).requires_grad_(True)
+    with torch.no_grad():
+        for parameter in blank.parameters():
+            parameter.zero_()
+    for layer in blank.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+    return blank
+
+
+def _copied(module: _M) -> _M:
+    # A generator cannot be copied; the memo makes deepcopy share it.
+    generators = [layer.generator for layer in module.modules() if isinstance(layer, Stochastic)]
+    return copy.deepcopy(module, {id(generator): generator for generator in generators})
+
+
+_M = TypeVar("_M", bound=nn.Module)

@@ -1,0 +1,349 @@
+"""The audit: train, attack through the deployed channel, judge on images nobody has seen, write the card."""
+
+from __future__ import annotations
+
+import base64
+import io
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import sfumato
+from sfumato import metrics
+from sfumato.attacks import Attack, Knowledge, Reconstruction, WhiteBox, make_target
+from sfumato.audit import card as cards
+from sfumato.audit.card import Card
+from sfumato.audit.runs import Run, checksum_of, load_data, train_run
+from sfumato.audit.settings import Settings
+from sfumato.audit.suspicions import Evidence, gradient_through, is_random, suspicions
+from sfumato.data import ImageSet, Splits
+from sfumato.defenses import Defense
+from sfumato.errors import CorruptFileError, InputError
+from sfumato.models import set_generator
+from sfumato.storage import hash_of
+from sfumato.training import Runtime
+
+CARD = "card.json"
+_PROBES = 64
+
+
+def audit(settings: Settings, *, root: Path, runtime: Runtime) -> list[Card]:
+    """Train every defense that the settings name, attack it, and write its card.
+
+    Nothing that is in ``root`` already is computed again.
+
+    Args:
+        settings: What to do.
+        root: Folder of all runs.
+        runtime: Where it runs.
+
+    Returns:
+        A card for each defense, in order.
+
+    Raises:
+        InputError: Settings that do not fit the data, the network or each other.
+        Interrupted: Asked to stop; the same call goes on where it stopped.
+    """
+    defenses = settings.resolved_defenses()
+    splits = load_data(settings.data, settings.seed)
+    made = []
+    for label, defense in defenses.items():
+        run = train_run(settings, label, defense, splits, root=root, runtime=runtime)
+        made.append(attack_run(run, settings, splits, runtime=runtime))
+    return made
+
+
+def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime) -> Card:
+    """Attack a trained model and write its card into its folder; take the card that is there, if it is whole.
+
+    Args:
+        run: The trained model.
+        settings: Names the attacks and what the attacker has.
+        splits: The images it was trained on.
+        runtime: Where it runs.
+
+    Raises:
+        InputError: The attacker is to learn from auxiliary images and none were set aside.
+        Interrupted: Asked to stop; the same call goes on.
+    """
+    found = settings.resolved_attacks()
+    name = hash_of([[a.describe() for a in found], settings.evaluation.model_dump(), settings.seed])
+    folder = run.folder / f"attack-{name}"
+    known = _known(folder / CARD)
+    if known is not None:
+        # What people call a defense does not determine its result, and may have changed since.
+        return known.model_copy(update={"defense": _defense_info(run.label, run.defense)})
+    knowledge = _knowledge(settings, splits)
+    victims = {
+        group: _first(images, settings.evaluation.victims)
+        for group, images in (("train", knowledge.train), ("test", splits.test))
+    }
+    made = {}
+    for i, attack in enumerate(found):
+        label = (
+            attack.name if len([a for a in found if a.name == attack.name]) == 1 else f"{attack.name} {i + 1}"
+        )
+        made[label] = _attack(
+            attack, i, run, knowledge, victims, settings, runtime.at(folder / f"{i}-{attack.name}")
+        )
+    card = _card(run, settings, splits, found, made, knowledge, victims, runtime)
+    card.save(folder / CARD)
+    for i, attack in enumerate(found):
+        (folder / f"{i}-{attack.name}" / "checkpoint.safetensors").unlink(missing_ok=True)
+    return card
+
+
+def _known(path: Path) -> Card | None:
+    """A card made before; one that is damaged is made anew."""
+    if not path.is_file():
+        return None
+    try:
+        return Card.load(path)
+    except CorruptFileError:
+        return None
+
+
+def _knowledge(settings: Settings, splits: Splits) -> Knowledge:
+    if settings.evaluation.knowledge == "train":
+        # The model's validation images were not trained on: they are the attacker's own for selecting.
+        return Knowledge(splits.train, splits.validation, "train")
+    if splits.auxiliary is None:
+        raise InputError(
+            "evaluation.knowledge", "auxiliary", "train, or set images aside with data.auxiliary"
+        )
+    order = torch.randperm(len(splits.auxiliary), generator=torch.Generator().manual_seed(settings.seed))
+    held = max(1, len(order) // 10)
+    own = splits.auxiliary
+    return Knowledge(own.select(order[held:]), own.select(order[:held]), "auxiliary")
+
+
+def _attack(
+    attack: Attack,
+    position: int,
+    run: Run,
+    knowledge: Knowledge,
+    victims: Mapping[str, ImageSet],
+    settings: Settings,
+    runtime: Runtime,
+) -> Reconstruction:
+    # Streams of their own: what one attack draws does not change what another meets.
+    channel = runtime.generator(settings.seed + 101 + position)
+    own = runtime.generator(settings.seed + 50_001 + position)
+    target = make_target(run.split, settings.evaluation.threat_model, generator=channel)
+    titled = replace(runtime, progress=_Titled(runtime, f"attack {run.label}"))
+    return attack(target, knowledge, victims, generator=own, runtime=titled)
+
+
+class _Titled:
+    """Progress under the defense's name."""
+
+    def __init__(self, runtime: Runtime, title: str) -> None:
+        self._inner, self._title = runtime.progress, title
+        self.advance, self.note, self.finish = self._inner.advance, self._inner.note, self._inner.finish
+
+    def start(self, title: str, total: int, done: int = 0) -> None:
+        self._inner.start(f"{self._title} ({title.removeprefix('attack: ')})", total, done)
+
+
+def _card(
+    run: Run,
+    settings: Settings,
+    splits: Splits,
+    attacks: tuple[Attack, ...],
+    made: Mapping[str, Reconstruction],
+    knowledge: Knowledge,
+    victims: Mapping[str, ImageSet],
+    runtime: Runtime,
+) -> Card:
+    utility = _utility(run, splits, settings, runtime)
+    mean_image = _mean_image(splits.train, victims["test"])
+    cost = metrics.split_cost(run.split)
+    evidence = Evidence(
+        run.fit,
+        utility.test_accuracy,
+        int(splits.test.labels.bincount().max()) / len(splits.test),
+        made,
+        is_random(run.split.channel),
+        mean_image,
+        _gradient(run, victims["test"], settings, runtime),
+    )
+    return Card(
+        run=run.folder.name,
+        defense=_defense_info(run.label, run.defense),
+        data=_data_info(splits, settings),
+        model=cards.ModelInfo(
+            backbone=settings.model.backbone,
+            width=settings.model.width,
+            cut=run.split.cut,
+            feature_shape=run.split.feature.shape,
+        ),
+        training=_training_info(run, settings),
+        utility=utility,
+        cost=cards.Cost(**vars(cost)),
+        theory=run.bound.theory(),
+        mean_image=mean_image,
+        attacks=[
+            _attack_info(name, attack, settings, knowledge, result, victims["test"])
+            for attack, (name, result) in zip(attacks, made.items(), strict=True)
+        ],
+        worst_case=_worst_case(made.values()),
+        suspicions=suspicions(evidence),
+        timing=_timing(run, made, runtime),
+        environment=cards.Environment(
+            sfumato=sfumato.__version__,
+            torch=torch.__version__,
+            python=platform.python_version(),
+            platform=f"{platform.system()} {platform.machine()}",
+            device=_device_name(runtime.device),
+            threads=torch.get_num_threads(),
+        ),
+    )
+
+
+def _defense_info(label: str, defense: Defense) -> cards.DefenseInfo:
+    parts = [
+        cards.Part(name=part["part"], arguments={k: v for k, v in part.items() if k != "part"})
+        for part in defense.describe()
+    ]
+    return cards.DefenseInfo(label=label, parts=parts)
+
+
+def _data_info(splits: Splits, settings: Settings) -> cards.DataInfo:
+    return cards.DataInfo(
+        source=settings.data.source,
+        checksum=checksum_of(splits),
+        image_shape=splits.train.image_shape,
+        classes=list(splits.train.classes),
+        train=len(splits.train),
+        validation=len(splits.validation),
+        test=len(splits.test),
+        auxiliary=len(splits.auxiliary) if splits.auxiliary is not None else 0,
+    )
+
+
+def _training_info(run: Run, settings: Settings) -> cards.TrainingInfo:
+    figures = ("epoch", "validation_loss", "validation_accuracy")
+    return cards.TrainingInfo(
+        arguments=settings.training.model_dump(),
+        seed=settings.seed,
+        epochs_run=len(run.fit.history),
+        epoch_kept=run.fit.epoch_kept,
+        losses={name: value for name, value in run.fit.history[-1].items() if name not in figures},
+    )
+
+
+def _utility(run: Run, splits: Splits, settings: Settings, runtime: Runtime) -> cards.Utility:
+    generator = runtime.generator(settings.seed + 7)
+    train, validation, test = (
+        metrics.accuracy(run.split, part.to(runtime.device), generator=generator)
+        for part in (splits.train, splits.validation, splits.test)
+    )
+    return cards.Utility(train_accuracy=train, validation_accuracy=validation, test_accuracy=test)
+
+
+def _mean_image(train: ImageSet, victims: ImageSet) -> cards.Quality:
+    mean = train.images.double().mean(0, keepdim=True).float() / 255
+    return _means(metrics.quality(mean.expand(len(victims), -1, -1, -1), victims.images / 255))
+
+
+def _means(quality: metrics.Quality) -> cards.Quality:
+    psnr = float(quality.psnr.mean())
+    return cards.Quality(
+        mse=float(quality.mse.mean()),
+        psnr=psnr if np.isfinite(psnr) else None,
+        ssim=float(quality.ssim.mean()),
+    )
+
+
+def _attack_info(
+    name: str,
+    attack: Attack,
+    settings: Settings,
+    knowledge: Knowledge,
+    result: Reconstruction,
+    victims: ImageSet,
+) -> cards.AttackInfo:
+    arguments = {key: value for key, value in attack.describe().items() if key != "attack"}
+    return cards.AttackInfo(
+        attack=cards.Part(name=name, arguments=arguments),
+        threat_model=result.threat_model,
+        trained_on=knowledge.origin,
+        queries=result.queries,
+        train=_means(result.quality["train"]),
+        test=_means(result.quality["test"]),
+        test_mse=result.quality["test"].mse.tolist(),
+        test_ssim=result.quality["test"].ssim.tolist(),
+        examples=_examples(result, victims),
+    )
+
+
+def _examples(result: Reconstruction, victims: ImageSet) -> list[cards.Example]:
+    order = result.quality["test"].ssim.argsort(stable=True)
+    ranks: tuple[tuple[Literal["best", "median", "worst"], int], ...] = (
+        ("best", int(order[-1])),
+        ("median", int(order[len(order) // 2])),
+        ("worst", int(order[0])),
+    )
+    return [
+        cards.Example(
+            rank=rank,
+            index=i,
+            label=victims.classes[int(victims.labels[i])],
+            mse=float(result.quality["test"].mse[i]),
+            ssim=float(result.quality["test"].ssim[i]),
+            original=_png(victims.images[i]),
+            reconstruction=_png((result.images["test"][i] * 255).round().to(torch.uint8)),
+        )
+        for rank, i in ranks
+    ]
+
+
+def _png(pixels: Tensor) -> str:
+    array = pixels.permute(1, 2, 0).cpu().numpy()
+    file = io.BytesIO()
+    Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _worst_case(results: Iterable[Reconstruction]) -> cards.WorstCase:
+    found = [result.quality["test"] for result in results]
+    mse = torch.stack([quality.mse for quality in found]).amin(0)
+    ssim = torch.stack([quality.ssim for quality in found]).amax(0)
+    return cards.WorstCase(mse=float(mse.mean()), ssim=float(ssim.mean()))
+
+
+def _gradient(run: Run, victims: ImageSet, settings: Settings, runtime: Runtime) -> float | None:
+    target = make_target(run.split, "white-box", generator=runtime.generator(settings.seed))
+    assert isinstance(target, WhiteBox)
+    return gradient_through(target, victims.images[:_PROBES].to(runtime.device) / 255)
+
+
+def _timing(run: Run, made: Mapping[str, Reconstruction], runtime: Runtime) -> cards.Timing:
+    split = run.split.eval()
+    set_generator(split, runtime.generator(0))
+    image = torch.zeros(1, *split.image_shape, device=runtime.device)
+    with torch.no_grad():
+        z = split.send(image)
+    return cards.Timing(
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        train_seconds=run.seconds,
+        attack_seconds=sum(result.seconds for result in made.values()),
+        edge_latency_ms=metrics.latency(torch.nn.Sequential(split.edge, split.channel), image),
+        cloud_latency_ms=metrics.latency(split.cloud, z),
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _first(images: ImageSet, most: int) -> ImageSet:
+    return images.select(torch.arange(min(most, len(images))))

@@ -1,0 +1,187 @@
+"""Runs on disk: a folder addressed by a hash of what determines its content, never computed twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sfumato
+from sfumato import data, models
+from sfumato.audit.settings import DataSettings, ModelSettings, Settings
+from sfumato.data import Splits
+from sfumato.defenses import BoundDefense, Defense
+from sfumato.errors import CorruptFileError, InputError
+from sfumato.models import SplitModel
+from sfumato.storage import hash_of, load_state, save_state, write_text
+from sfumato.training import Fit, Runtime, train
+from sfumato.training.loop import CHECKPOINT
+
+MODEL = "model.safetensors"
+DESCRIPTION = "run.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trained model and what it came from.
+
+    Attributes:
+        folder: Where it is kept.
+        label: What people call its defense.
+        defense: Its description.
+        split: The trained model, on the runtime's device.
+        bound: The defense at work, with what it tracked.
+        fit: What happened in training.
+        seconds: Wall clock of the session that finished the training.
+        settings: What it was told.
+    """
+
+    folder: Path
+    label: str
+    defense: Defense
+    split: SplitModel
+    bound: BoundDefense
+    fit: Fit
+    seconds: float
+    settings: Settings
+
+
+def load_data(settings: DataSettings, seed: int) -> Splits:
+    """The images that the settings name."""
+    return data.load(**settings.model_dump(), seed=seed)
+
+
+def prepare(settings: Settings, defense: Defense, splits: Splits) -> tuple[SplitModel, BoundDefense]:
+    """The untrained split model under its defense. The same seed gives every defense the same initial backbone."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    shape, classes = splits.train.image_shape, splits.train.num_classes
+    chosen: ModelSettings = settings.model
+    backbone = models.build(chosen.backbone, classes, shape, width=chosen.width, generator=generator)
+    constants = data.normalization(settings.data.source)
+    if constants is not None and len(constants[0]) != shape[0]:
+        constants = None  # the preset's constants are for colour, and gray was asked for
+    cut = chosen.cut or backbone.default_cut
+    whole = models.split(backbone, cut, image_shape=shape, normalization=constants)
+    bound = defense.bind(whole, generator=generator)
+    return bound.defend(whole), bound
+
+
+def address(settings: Settings, defense: Defense, checksum: str, runtime: Runtime) -> str:
+    """Hash of all that determines a trained model: pixels, network, recipe, defense, seed, device and precision."""
+    return hash_of(
+        {
+            "sfumato": sfumato.__version__,
+            "data": checksum,
+            "normalization": data.normalization(settings.data.source),
+            "model": settings.model.model_dump(),
+            "training": settings.training.model_dump(),
+            "defense": defense.describe(),
+            "seed": settings.seed,
+            "device": runtime.device.type,
+            "processes": runtime.fabric.world_size,
+            "precision": settings.precision,
+        }
+    )
+
+
+def train_run(
+    settings: Settings,
+    label: str,
+    defense: Defense,
+    splits: Splits,
+    *,
+    root: Path,
+    runtime: Runtime,
+) -> Run:
+    """Train a model, or take it from where it was trained before.
+
+    Args:
+        settings: What to do.
+        label: What people call the defense.
+        defense: The defense.
+        splits: The images that ``settings.data`` names.
+        root: Folder of all runs.
+        runtime: Where it runs; its folder is not used.
+
+    Raises:
+        Interrupted: Asked to stop; the same call goes on.
+        CorruptFileError: What is there does not match its checksum.
+    """
+    folder = root / f"train-{address(settings, defense, checksum_of(splits), runtime)}"
+    split, bound = prepare(settings, defense, splits)
+    if (folder / DESCRIPTION).is_file():
+        split, fit, seconds = _restore(folder, split, bound)
+        return Run(folder, label, defense, split.to(runtime.device), bound, fit, seconds, settings)
+    started = time.perf_counter()
+    split, fit = train(
+        split,
+        bound,
+        splits,
+        settings.training,
+        seed=settings.seed,
+        runtime=runtime.at(folder),
+        title=f"train {label}",
+    )
+    seconds = time.perf_counter() - started
+    save_state(folder / MODEL, {"split": split.state_dict(), "defense": bound.state_dict()})
+    description = {
+        "sfumato": sfumato.__version__,
+        "label": label,
+        "defense": defense.describe(),
+        "settings": settings.model_dump(mode="json"),
+        "fit": dataclasses.asdict(fit),
+        "seconds": seconds,
+    }
+    write_text(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+    # The description says that the run is whole, so what was needed only to get there can go.
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return Run(folder, label, defense, split, bound, fit, seconds, settings)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What a finished run says of itself.
+
+    Raises:
+        InputError: No finished run is there.
+        CorruptFileError: Its description cannot be read.
+    """
+    path = Path(folder) / DESCRIPTION
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            "run", str(folder), "the folder of a finished training (it holds run.json)"
+        ) from error
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is corrupted ({error}); remove the folder to train again") from error
+    if (
+        not isinstance(content, dict)
+        or not {"settings", "defense", "fit", "label", "seconds"} <= content.keys()
+    ):
+        raise CorruptFileError(f"{path} is not a run's description; remove the folder to train again")
+    return content
+
+
+def checksum_of(splits: Splits) -> str:
+    """Hash over the pixels and labels of all parts."""
+    parts = (splits.train, splits.validation, splits.test, splits.auxiliary)
+    return hash_of([part.checksum() if part is not None else None for part in parts], length=64)
+
+
+def _restore(folder: Path, split: SplitModel, bound: BoundDefense) -> tuple[SplitModel, Fit, float]:
+    content = read_description(folder)
+    try:
+        weights = load_state(folder / MODEL)
+        split = bound.restore(split, weights["split"])
+        split.load_state_dict(weights["split"])
+        bound.load_state_dict(weights["defense"])
+        return split, Fit(**content["fit"]), float(content["seconds"])
+    except (KeyError, TypeError, RuntimeError, FileNotFoundError) as error:
+        raise CorruptFileError(
+            f"{folder} does not hold a whole run ({error}); remove it to train again"
+        ) from error

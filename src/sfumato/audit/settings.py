@@ -1,0 +1,259 @@
+"""What an audit is told: typed, validated before anything runs, the same fields in YAML and as flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sfumato import attacks, defenses
+from sfumato.arguments import from_pydantic
+from sfumato.attacks import Attack, ThreatModel
+from sfumato.defenses import Defense
+from sfumato.errors import InputError, InputErrors, one_of
+from sfumato.training import Training
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+PRESETS: dict[str, str] = {
+    "digits": "the default: embedded digits, four defenses, two minutes on two cores",
+    "cifar10-small": "CIFAR-10 for small machines: 10,000 images, VGG-11 at a quarter of its width",
+    "cem-cifar10": "CIFAR-10 exactly as in the CEM paper (Xia et al. 2025): days on a CPU",
+}
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class DataSettings(_Settings):
+    """Which images; the fields are the arguments of :func:`sfumato.data.load`."""
+
+    source: str = "digits"
+    """A preset's name (see ``sfumato list data``), a folder, a Parquet file, or a hub id ``owner/name``."""
+    path: str | None = None
+    """For a preset: your own copy instead of the download."""
+    image_size: Count | None = None
+    """Side in pixels."""
+    channels: Literal[1, 3] | None = None
+    """1 (gray) or 3 (RGB)."""
+    image_column: str | None = None
+    """Parquet and hub: the column with the images."""
+    label_column: str | None = None
+    """Parquet and hub: the column with the labels."""
+    train_splits: tuple[str, ...] | None = None
+    """Names of the source's splits that make up train."""
+    test_splits: tuple[str, ...] | None = None
+    """Names of the splits that make up test."""
+    config_name: str | None = None
+    """Parquet and hub: the configuration."""
+    revision: str | None = None
+    """Hub: branch, tag or commit."""
+    top_classes: Count | None = None
+    """Keep only so many classes, those with the most images."""
+    validation: Share | None = None
+    """Share of the training images that selects the epoch."""
+    auxiliary: Share | None = None
+    """Share set aside for the attacker."""
+    test: Share | None = None
+    """Share for test where the source has no test images."""
+    train_limit: Count | None = None
+    """Use only so many training images."""
+    test_limit: Count | None = None
+    """Use only so many test images."""
+
+
+class ModelSettings(_Settings):
+    """Which network, and where it is cut."""
+
+    backbone: str = "vgg11"
+    """See ``sfumato list models``."""
+    width: Annotated[float, Field(gt=0)] = 1.0
+    """Multiplies all channel numbers."""
+    cut: str | None = None
+    """Last stage on the device; by default where the papers cut it."""
+
+
+class Evaluation(_Settings):
+    """What the attacker has, and who is judged."""
+
+    threat_model: ThreatModel = "white-box"
+    """What the attacker may touch: white-box, gray-box or black-box."""
+    knowledge: Literal["train", "auxiliary"] = "train"
+    """Images the attacker learns from: the model's own training images (the papers' worst case), or the
+    auxiliary images that the model never saw.
+    """
+    victims: Count = 1000
+    """At most so many images of each group (training, test) are reconstructed and judged."""
+
+
+class Settings(_Settings):
+    """Everything that determines a result."""
+
+    data: DataSettings = DataSettings()
+    """Which images."""
+    model: ModelSettings = ModelSettings()
+    """Which network."""
+    training: Training = Training()
+    """How it is trained."""
+    defenses: tuple[str | dict[str, Any], ...] = ("none", "noise", "dist_corr", "cem")
+    """Recipes by name, or mappings with the key ``recipe``, ``part`` or ``chain`` and an optional
+    ``label``.
+    """
+    attacks: tuple[str | dict[str, Any], ...] = ("decoder",)
+    """Attacks by name, or mappings with the key ``attack``."""
+    evaluation: Evaluation = Evaluation()
+    """What the attacker has."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of everything random."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+    """32-true, bf16-mixed, 16-mixed or 64-true."""
+
+    def resolved_defenses(self) -> dict[str, Defense]:
+        """Label to defense, in order.
+
+        Raises:
+            InputError: Unknown names or arguments, all at once; a label that occurs twice; no defense at all.
+        """
+        found: dict[str, Defense] = {}
+        errors: list[InputError] = []
+        for i, entry in enumerate(self.defenses):
+            field = f"defenses[{i}]"
+            try:
+                label, defense = _defense(entry, field)
+                if label in found:
+                    raise InputError(f"{field}.label", label, "a label that occurs once")
+                found[label] = defense
+            except InputError as error:
+                errors += getattr(error, "errors", [error])
+        if not self.defenses:
+            errors.append(InputError("defenses", [], f"at least one: {one_of(defenses.RECIPES)}"))
+        _raise(errors)
+        return found
+
+    def resolved_attacks(self) -> tuple[Attack, ...]:
+        """The attacks.
+
+        Raises:
+            InputError: Unknown names or arguments, all at once; no attack at all.
+        """
+        found: list[Attack] = []
+        errors: list[InputError] = []
+        for i, entry in enumerate(self.attacks):
+            try:
+                found.append(attacks.build(entry, field=f"attacks[{i}]"))
+            except InputError as error:
+                errors += getattr(error, "errors", [error])
+        if not self.attacks:
+            errors.append(InputError("attacks", [], f"at least one: {one_of(attacks.ATTACKS)}"))
+        _raise(errors)
+        return tuple(found)
+
+
+def load_settings(layers: list[Mapping[str, Any]]) -> Settings:
+    """Settings from layers of plain data, later ones over earlier ones, field by field.
+
+    Raises:
+        InputError: Anything wrong in it, all at once.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merge(merged, layer)
+    errors: list[InputError] = []
+    settings = None
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        errors += _with_suggestions(from_pydantic(error))
+    if settings is not None:
+        for resolve in (settings.resolved_defenses, settings.resolved_attacks):
+            try:
+                resolve()
+            except InputError as error:
+                errors += getattr(error, "errors", [error])
+    _raise(errors)
+    assert settings is not None
+    return settings
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of settings as plain data.
+
+    Raises:
+        InputError: No such file, no YAML, or no mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("config", str(path), f"a readable YAML file ({error})") from error
+    except yaml.YAMLError as error:
+        raise InputError("config", str(path), f"YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError("config", str(path), f"a mapping of fields, not a {type(content).__name__}")
+    return content
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The settings of a preset as plain data.
+
+    Raises:
+        InputError: No such preset.
+    """
+    if name not in PRESETS:
+        raise InputError("preset", name, one_of(PRESETS, name))
+    with resources.as_file(resources.files("sfumato.audit") / "presets" / f"{name}.yaml") as path:
+        return read_yaml(path)
+
+
+def _defense(entry: str | dict[str, Any], field: str) -> tuple[str, Defense]:
+    if isinstance(entry, str):
+        return entry, defenses.build(entry, field=field)
+    arguments = dict(entry)
+    label = arguments.pop("label", None)
+    members = arguments.pop("chain", None)
+    if members is not None and arguments:
+        raise InputError(field, sorted(arguments), "nothing but label beside chain")
+    if members is not None and not isinstance(members, list):
+        raise InputError(f"{field}.chain", members, "a list of recipes and parts")
+    defense = defenses.build(arguments if members is None else members, field=field)
+    default = str(
+        arguments.get("recipe") or arguments.get("part") or "+".join(p.name for p in defense.parts())
+    )
+    details = [f"{key}={value}" for key, value in arguments.items() if key not in ("recipe", "part")]
+    return label or (f"{default} ({', '.join(details)})" if details else default), defense
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _with_suggestions(errors: list[InputError]) -> list[InputError]:
+    """An unknown field gets the names of its section, the nearest first."""
+    improved = []
+    for error in errors:
+        *path, name = error.field.split(".")
+        section: type[BaseModel] | None = Settings
+        for step in path:
+            hint = section.model_fields[step].annotation if section and step in section.model_fields else None
+            section = hint if isinstance(hint, type) and issubclass(hint, BaseModel) else None
+        if section is not None and name not in section.model_fields:
+            error = InputError(error.field, error.value, one_of(section.model_fields, name))
+        improved.append(error)
+    return improved
+
+
+def _raise(errors: list[InputError]) -> None:
+    if errors:
+        raise errors[0] if len(errors) == 1 else InputErrors(errors)

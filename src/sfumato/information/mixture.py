@@ -1,0 +1,158 @@
+"""A Gaussian mixture per class over features, kept up to date while the features move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.errors import InputError
+
+_SAMPLES_PER_COMPONENT = 20
+
+
+class ClassMixture(nn.Module):
+    """M isotropic Gaussian components for each of K classes; all state in buffers.
+
+    Started by k-means++ (Arthur & Vassilvitskii 2007) on a sample of each class, refreshed by one Lloyd pass over
+    a stream of features, warm-started. Memory does not grow with the data: a pass keeps sums only. A component that
+    a pass leaves empty is re-seeded on the feature of its class farthest from its center.
+
+    Args:
+        num_classes: K.
+        components: M per class.
+        dim: Dimension D of a flattened feature.
+
+    Attributes:
+        means: (K, M, D).
+        variances: (K, M); mean squared distance to the center per dimension.
+        weights: (K, M), summing to 1 within a class.
+        counts: (K,), images of each class in the last pass.
+    """
+
+    means: Tensor
+    variances: Tensor
+    weights: Tensor
+    counts: Tensor
+    ready: Tensor
+
+    def __init__(self, num_classes: int, components: int, dim: int) -> None:
+        super().__init__()
+        if components < 1:
+            raise InputError("components", components, "1 or more")
+        self.register_buffer("means", torch.zeros(num_classes, components, dim))
+        self.register_buffer("variances", torch.zeros(num_classes, components))
+        self.register_buffer("weights", torch.full((num_classes, components), 1 / components))
+        self.register_buffer("counts", torch.zeros(num_classes))
+        self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
+
+    def assign(self, z: Tensor, y: Tensor) -> Tensor:
+        """Nearest component of each feature's own class.
+
+        Args:
+            z: (N, D).
+            y: (N,) class of each.
+
+        Returns:
+            (N,) flat component index, y·M + m.
+        """
+        k, m, d = self.means.shape
+        z = z.detach()
+        # |z|² is the same for all components of a row, so the nearest is found without it.
+        scores = self.means.square().sum(-1) - 2 * (z @ self.means.view(k * m, d).T).view(-1, k, m)
+        own = scores.gather(1, y.view(-1, 1, 1).expand(-1, 1, m)).squeeze(1)
+        return y * m + own.argmin(1)
+
+    @torch.no_grad()
+    def refresh(
+        self, features: Callable[[], Iterable[tuple[Tensor, Tensor]]], *, generator: torch.Generator
+    ) -> None:
+        """One Lloyd pass over the features; the first time after k-means++ on the beginning of another.
+
+        Args:
+            features: Starts a pass over batches (z (N, D), y (N,)).
+            generator: Draws the k-means++ centers.
+        """
+        if not bool(self.ready):
+            self._start(list(_reservoir(features(), *self.means.shape[:2])), generator)
+        self._lloyd(features())
+        self.ready.fill_(True)
+
+    def _start(self, batches: list[tuple[Tensor, Tensor]], generator: torch.Generator) -> None:
+        """k-means++ on the sample, for all classes at once: next center with probability ∝ squared distance."""
+        z, y = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
+        k, m, _ = self.means.shape
+        member = torch.nn.functional.one_hot(y, k).T.to(z.dtype)  # (K, N)
+        member[member.sum(1) == 0] = 1  # a class without a feature starts anywhere; its weight stays 0
+        chance = member.clone()
+        nearest = torch.full_like(member, torch.inf)
+        for i in range(m):
+            picks = torch.multinomial(chance.cpu(), 1, generator=_on_cpu(generator)).squeeze(1).to(z.device)
+            self.means[:, i] = z[picks]
+            nearest = torch.minimum(nearest, torch.cdist(z[picks], z).square())
+            chance = member * nearest
+            chance = torch.where(
+                chance.sum(1, keepdim=True) > 0, chance, member
+            )  # all features on the centers
+
+    def _lloyd(self, features: Iterable[tuple[Tensor, Tensor]]) -> None:
+        k, m, d = self.means.shape
+        counts, sums = self.means.new_zeros(k * m), self.means.new_zeros(k * m, d)
+        squares = self.means.new_zeros(k * m)
+        farthest, strays = self.means.new_full((k,), -1.0), torch.zeros_like(self.means[:, 0])
+        flat = self.means.view(k * m, d)
+        for z, y in features:
+            index = self.assign(z, y)
+            residual = z - flat[index]
+            distance = residual.square().sum(1)
+            counts.index_add_(0, index, torch.ones_like(distance))
+            # Sums of residuals, not of features: the variance below would cancel for features far from zero.
+            sums.index_add_(0, index, residual)
+            squares.index_add_(0, index, distance)
+            _keep_farthest(farthest, strays, distance, z, y)
+        shift = sums / counts.clamp_min(1).unsqueeze(1)
+        variances = (squares / counts.clamp_min(1) - shift.square().sum(1)).clamp_min(0) / d
+        self.means += shift.view(k, m, d)
+        self.variances.copy_(variances.view(k, m))
+        per_class = counts.view(k, m).sum(1)
+        self.counts.copy_(per_class)
+        self.weights.copy_(counts.view(k, m) / per_class.clamp_min(1).unsqueeze(1))
+        self._reseed(counts.view(k, m), strays, farthest)
+
+    def _reseed(self, counts: Tensor, strays: Tensor, farthest: Tensor) -> None:
+        empty = (counts == 0) & (farthest >= 0).unsqueeze(1)
+        first = empty & (empty.cumsum(1) == 1)  # one a class and pass: two would sit on the same feature
+        self.means.copy_(torch.where(first.unsqueeze(-1), strays.unsqueeze(1), self.means))
+
+
+def _reservoir(
+    features: Iterable[tuple[Tensor, Tensor]], classes: int, components: int
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """The first few features of every class, taken from a stream whose order does not depend on their content."""
+    room = torch.full((classes,), _SAMPLES_PER_COMPONENT * components)
+    for z, y in features:
+        labels = y.cpu()
+        order = (
+            torch.nn.functional.one_hot(labels, classes).cumsum(0).gather(1, labels.unsqueeze(1)).squeeze(1)
+        )
+        kept = order <= room[labels]
+        room = (room - torch.bincount(labels[kept], minlength=classes)).clamp_min(0)
+        if kept.any():
+            yield z[kept.to(z.device)], y[kept.to(y.device)]
+        if not room.any():
+            return
+
+
+def _keep_farthest(farthest: Tensor, strays: Tensor, distance: Tensor, z: Tensor, y: Tensor) -> None:
+    best = farthest.clone().scatter_reduce_(0, y, distance, "amax")
+    winner = (distance == best[y]) & (distance > farthest[y])
+    strays[y[winner]] = z[winner]
+    farthest.copy_(best)
+
+
+def _on_cpu(generator: torch.Generator) -> torch.Generator:
+    if generator.device.type == "cpu":
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return torch.Generator().manual_seed(seed)

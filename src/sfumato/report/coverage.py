@@ -1,0 +1,127 @@
+"""What the audit assumed and what it did not try, derived from the cards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sfumato.audit.card import AttackInfo
+from sfumato.report.comparison import Entry, seeds
+from sfumato.report.format import count_word, listing, plural, sentence
+
+THREAT_MODELS = {
+    "white-box": "knows the device’s half with its weights and may train on the training pictures",
+    "gray-box": "knows how the device’s half is built but not its weights, and may query it",
+    "black-box": "may only query the device’s half with pictures of its own",
+}
+
+TRAINED_ON = {
+    "train": "the model’s training pictures",
+    "auxiliary": "other pictures of the same kind",
+    "nothing": "no pictures",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of attack, and the registered names that belong to it."""
+
+    title: str
+    names: frozenset[str]
+
+
+FAMILIES = (
+    Family("a decoder network trained to invert the feature", frozenset({"decoder"})),
+    Family("a generative adversarial network (GAN)", frozenset({"gan"})),
+    Family("optimizing a picture until its feature fits (rMLE)", frozenset({"rmle"})),
+    Family("an inverse network trained on the attacker’s own pictures", frozenset({"generator", "inverse"})),
+    Family(
+        "averaging over repeated observations of the same picture",
+        frozenset({"averaging", "average", "repeated", "adaptive"}),
+    ),
+    Family("an ensemble of decoders of several shapes", frozenset({"ensemble"})),
+    Family(
+        "fitting an untrained network (deep image prior)", frozenset({"deep_image_prior", "prior", "dip"})
+    ),
+)
+
+_REPEATS = ("observations", "repeats", "average")
+"""Arguments by which another attack averages over repeated observations."""
+
+_ALWAYS = (
+    "Attackers with more data, more computing time or better methods than those of the table above.",
+    "Guessing properties (age, identity, membership) without rebuilding the picture.",
+    "An attacker who watches many pictures of one person, or who takes part in training.",
+    "What the answers themselves give away; only the feature on its way to the cloud was attacked.",
+    "Pictures unlike those of the data set above.",
+)
+
+
+def assumptions(members: Sequence[Entry]) -> list[str]:
+    """What has to hold for the figures to mean what the page says."""
+    attacks = [attack for entry in members for attack in entry.card.attacks]
+    models = sorted({attack.threat_model for attack in attacks}, key=list(THREAT_MODELS).index)
+    lines = [f"A {model} attacker {THREAT_MODELS[model]}." for model in models]
+    if any(attack.trained_on == "auxiliary" for attack in attacks):
+        lines.append("The attacker’s own pictures come from the same source as the model’s.")
+    return [
+        *lines,
+        "The attacker sees the feature as it is really sent, with all noise and rounding on.",
+        "Each picture is sent once, by a device that runs exactly the model of the card.",
+        "SSIM and MSE stand for what a person sees; they do not know which part of a picture is sensitive.",
+    ]
+
+
+def not_tried(members: Sequence[Entry]) -> list[str]:
+    """What this audit leaves open, most specific first."""
+    return [
+        *_threat_models(members),
+        *_families(members),
+        *_uneven(members),
+        *_seeds(members),
+        *_ALWAYS,
+    ]
+
+
+def _threat_models(members: Sequence[Entry]) -> list[str]:
+    covered = {attack.threat_model for entry in members for attack in entry.card.attacks}
+    missing = [model for model in THREAT_MODELS if model not in covered]
+    return [f"No {model} attacker, who {THREAT_MODELS[model]}." for model in missing]
+
+
+def _families(members: Sequence[Entry]) -> list[str]:
+    attacks = [attack for entry in members for attack in entry.card.attacks]
+    missing = [family.title for family in FAMILIES if not any(_belongs(a, family) for a in attacks)]
+    return [f"Not run: {title}." for title in missing]
+
+
+def _belongs(attack: AttackInfo, family: Family) -> bool:
+    if attack.attack.name in family.names:
+        return True
+    if "averaging" not in family.names:
+        return False
+    repeats = (attack.attack.arguments.get(name) for name in _REPEATS)
+    return any(isinstance(count, int) and count > 1 for count in repeats)
+
+
+def _uneven(members: Sequence[Entry]) -> list[str]:
+    every = {attack.attack.name for entry in members for attack in entry.card.attacks}
+    lines = []
+    for entry in members:
+        missing = sorted(every - {attack.attack.name for attack in entry.card.attacks})
+        if missing:
+            many = plural(len(missing), "attack", "attacks")
+            lines.append(
+                f"{entry.name} was spared the {many} {listing(missing)} that others had to face, "
+                "so it may look better than it is."
+            )
+    return lines
+
+
+def _seeds(members: Sequence[Entry]) -> list[str]:
+    once = [entry.name for entry in members if len(seeds(members, entry)) == 1]
+    if not once:
+        return []
+    who = "Every model" if len(once) == len(members) else sentence(f"{count_word(len(once))} of the models")
+    verb = "was" if len(once) <= 1 or len(once) == len(members) else "were"
+    return [f"{who} {verb} trained with one seed only: how much the figures vary by chance is not known."]

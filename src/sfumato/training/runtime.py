@@ -1,0 +1,69 @@
+"""Where and how work runs: device, precision, processes, folder, progress, and the wish to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+
+from sfumato.errors import InputError
+from sfumato.training.progress import Progress, Silent
+
+
+@dataclass(frozen=True, eq=False)
+class Runtime:
+    """What a piece of work needs to run, and nothing that changes its result on a given machine.
+
+    Args:
+        fabric: Device, precision and data parallelism, decided here and nowhere else.
+        folder: Where checkpoints and logs go; ``None`` keeps nothing.
+        progress: Told what is going on.
+        should_stop: Asked after every step; a true answer saves a checkpoint and raises
+            :class:`~sfumato.errors.Interrupted`.
+        checkpoint_seconds: Save at least this often, besides at the end of each epoch.
+        tensorboard: Also write the log for TensorBoard (extra ``tensorboard``).
+    """
+
+    fabric: Fabric = field(default_factory=lambda: make_fabric())
+    folder: Path | None = None
+    progress: Progress = field(default_factory=Silent)
+    should_stop: Callable[[], bool] = lambda: False
+    checkpoint_seconds: float = 60.0
+    tensorboard: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.fabric.device
+
+    def at(self, folder: Path | None) -> Runtime:
+        """The same in another folder."""
+        return replace(self, folder=folder)
+
+    def generator(self, seed: int) -> torch.Generator:
+        """A generator on the device, of its own stream in each process."""
+        return torch.Generator(self.device).manual_seed(seed * 1009 + self.fabric.global_rank)
+
+
+def make_fabric(device: str = "auto", precision: str = "32-true", processes: int = 1) -> Fabric:
+    """Decide device, precision and number of processes.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: As Lightning Fabric names it: ``32-true``, ``bf16-mixed``, ``16-mixed``, ``64-true``.
+        processes: Devices (or CPU processes) to spread a batch over.
+
+    Raises:
+        InputError: The machine has no such device, or a name is unknown.
+    """
+    try:
+        fabric = Fabric(accelerator=device, devices=processes, precision=precision)  # type: ignore[arg-type]
+    except (ValueError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        given = f"{device}, {precision}, {processes}"
+        raise InputError("device, precision, processes", given, f"what this machine has: {reason}") from error
+    fabric.launch()
+    return fabric

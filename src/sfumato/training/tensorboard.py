@@ -1,0 +1,20 @@
+"""The log for TensorBoard (extra ``tensorboard``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sfumato.errors import InputError
+
+
+def write_row(folder: Path, row: dict[str, Any]) -> None:
+    """Append one epoch's figures to the event files in ``folder``/tensorboard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError("tensorboard", True, "false, or: pip install 'sfumato[tensorboard]'") from error
+    with SummaryWriter(str(folder / "tensorboard"), purge_step=row["epoch"]) as writer:
+        for name, value in row.items():
+            if name != "epoch" and value is not None:
+                writer.add_scalar(name, value, row["epoch"])

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import math
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+import sfumato.report
+from sfumato.errors import InputError
+from sfumato.report import render_page, write_page
+
+NOISE = [("bottleneck", {}), ("noise", {"sigma": 0.1})]
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Collects tags and text, and checks that every tag is closed where it must be."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    def all(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+@pytest.fixture(scope="module")
+def html(cards):
+    return render_page(cards)
+
+
+def test_the_page_needs_no_other_file(html):
+    assert "http:" not in html
+    assert "https:" not in html
+    assert "@import" not in html
+    page = Page(html)
+    assert not page.all("script")
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), (name, attributes[name])
+    assert "url(" not in html.split("<style>")[1].split("</style>")[0]
+
+
+def test_links_lead_somewhere_and_ids_are_unique(html):
+    page = Page(html)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {a["href"][1:] for a in page.all("a")} | {
+        name for _, a in page.tags for name in (a.get("aria-labelledby") or "").split()
+    }
+    assert targets <= set(ids)
+
+
+def test_everyone_can_read_it(html):
+    page = Page(html)
+    assert page.all("html") == [{"lang": "en"}]
+    assert len(page.all("h1")) == 1
+    levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert all(image.get("alt") for image in page.all("img"))
+    assert all(svg.get("role") == "img" and svg.get("aria-label") for svg in page.all("svg"))
+    assert len(page.all("caption")) == len(page.all("table")) == 2
+    assert all(cell.get("scope") for cell in page.all("th"))
+    assert all(region.get("tabindex") == "0" for region in page.all("div") if region.get("role") == "region")
+
+
+def test_the_order_of_the_sections(html):
+    sections = [section["id"] for section in Page(html).all("section")]
+    assert sections == [
+        "verdict", "figures", "gallery", "plot", "attacks", "suspicions", "limits", "provenance",
+    ]  # fmt: skip
+
+
+def test_what_the_page_says(html, cards):
+    words = Page(html).words
+    for text in (
+        "One of four defenses withstood the attacks that were run.",
+        "Noise fails as a defense",
+        "The evaluation distrusts its own figures for Noise_ARL.",
+        "The attack rmle is worse than the mean image",
+        "noise(sigma=0.025) → adversary(weight=0.5) → cem(weight=16)",
+        "No black-box attacker",
+        "Not run: averaging over repeated observations",
+        "one seed only",
+        "vgg11, width ×0.25",
+        "Every model was trained with one seed only",
+    ):
+        assert text in words
+    for card in cards:
+        assert card.fingerprint() in words
+    assert cards[0].data.checksum in words
+    assert cards[0].run in words
+
+
+def test_the_gallery_shows_best_median_and_worst_beside_the_undefended(html, cards):
+    images = Page(html).all("img")
+    assert len(images) == 3 * 2 + 4 * 3 * 3
+    assert all(image["class"] == "pixelated" and image["width"] == "32" for image in images)
+    sources = {image["src"].removeprefix("data:image/png;base64,") for image in images}
+    strongest = [example for card in cards for example in card.attacks[0].examples]
+    assert sources == {e.original for e in strongest} | {e.reconstruction for e in strongest}
+
+
+def test_the_same_cards_give_the_same_bytes(cards, html):
+    assert render_page(list(cards)) == html
+
+
+HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=y>"
+
+
+def test_hostile_text_stays_text(card, attack):
+    made = attack("decoder", label=HOSTILE, note=HOSTILE)
+    made["attack"]["name"] = HOSTILE
+    page = Page(
+        render_page(
+            [
+                card(),
+                card(HOSTILE, [(HOSTILE, {HOSTILE: HOSTILE})], attacks=[made], classes=[HOSTILE, "b"],
+                     suspicions=[(HOSTILE, HOSTILE)]),
+            ],
+            title=HOSTILE,
+        )
+    )  # fmt: skip
+    assert not page.all("script")
+    assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert HOSTILE in "".join(page.text)
+
+
+@pytest.mark.parametrize("bad", ["", "no base64!", "aGVsbG8=", '" onerror="alert(1)'])
+def test_a_picture_that_is_none_is_refused(card, attack, bad):
+    made = attack()
+    made["examples"][0]["original"] = bad
+    with pytest.raises(InputError, match=r"example\.original"):
+        render_page([card(attacks=[made])])
+
+
+def test_one_defended_card_alone(card):
+    words = Page(render_page([card("CEM", NOISE, mse=0.04, ssim=0.3)])).words
+    assert "No undefended model was audited" in words
+    assert "None: the evaluation found nothing in itself to distrust" in words
+
+
+def test_one_undefended_card_alone(card):
+    words = Page(render_page([card(mse=0.003, ssim=0.9)])).words
+    assert "Undefended, the feature gives the picture away." in words
+
+
+def test_many_cards_on_two_data_sets(card):
+    made = [card(f"D{i}", NOISE, ssim=0.2 + i / 40, seed=i % 2) for i in range(12)]
+    page = Page(render_page([*made, card("Other", NOISE, checksum="b" * 64)]))
+    assert len(page.all("svg")) == 4
+    assert "12 D11" in page.words
+
+
+@pytest.mark.parametrize("psnr", [None, math.nan])
+def test_missing_figures_are_dashes(card, attack, psnr):
+    made = attack(ssim=math.nan)
+    made["test"]["psnr"] = made["train"]["psnr"] = psnr
+    made["examples"] = []
+    html = render_page([card(attacks=[made])])
+    assert "nan" not in Page(html).words.lower().split()
+    assert "The card holds no example pictures." in html
+    assert "not measured" in html
+
+
+def test_attacks_that_some_were_spared_are_named(card, attack):
+    both = [attack("decoder"), attack("rmle", observations=4)]
+    words = Page(render_page([card(attacks=both), card("CEM", NOISE, attacks=both[:1])])).words
+    assert "CEM was spared the attack rmle" in words
+    assert "Not run: averaging" not in words
+
+
+def test_several_seeds_are_not_called_one(card):
+    made = [card("None", seed=seed, accuracy=0.9 + seed / 100) for seed in (0, 1)]
+    assert "one seed only" not in Page(render_page(made)).words
+
+
+def test_writing(cards, html, tmp_path):
+    path = tmp_path / "deep" / "page.html"
+    write_page(cards, path)
+    assert path.read_text(encoding="utf-8") == html
+    assert [p.name for p in path.parent.iterdir()] == ["page.html"]
+
+
+def test_exported_names():
+    assert sorted(sfumato.report.__all__, key=str.lower) == sorted(set(sfumato.report.__all__), key=str.lower)
+    assert all(hasattr(sfumato.report, name) for name in sfumato.report.__all__)

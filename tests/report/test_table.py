@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from sfumato.report import COLUMNS, csv_table, json_table, markdown_table, rich_table, rows
+from sfumato.report.format import amount, call, fixed, listing, milliseconds, octets, percent
+from sfumato.report.table import explanations
+
+
+def _parse(markdown):
+    lines = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in markdown.splitlines()]
+    return [[re.sub(r"\\(.)", r"\1", cell.strip()) for cell in line] for line in lines]
+
+
+def test_markdown_reads_back(cards):
+    header, rule, *body = _parse(markdown_table(cards))
+    assert len(header) == len(rule) == len(COLUMNS)
+    assert [line[0] for line in body] == [
+        "Undefended",
+        "Noise",
+        "Noise_NoPeek",
+        "Noise_ARL",
+        "Noise_ARL + CEM",
+    ]
+    assert body[0][header.index("SSIM, test ↓")] == "0.930"
+    assert all(len(line) == len(header) for line in body)
+
+
+@pytest.mark.parametrize("label", ["a|b", "a\\|b", "a\nb", "[x](y)", "*b*", "<script>alert(1)</script>"])
+def test_no_label_breaks_markdown(card, label):
+    table = markdown_table([card(label)])
+    assert len(table.splitlines()) == 3
+    assert len(_parse(table)[2]) == len(COLUMNS)
+    assert "<script" not in table
+
+
+def test_raw_figures(cards):
+    first = rows(cards)[0]
+    assert first["test_accuracy"] == 0.962
+    assert first["attack"] == "decoder"
+    assert list(first) == [column.key for column in COLUMNS]
+
+
+def test_csv_and_json_hold_the_raw_figures(cards):
+    expected = rows(cards)
+    assert json.loads(json_table(cards)) == expected
+    read = list(csv.DictReader(io.StringIO(csv_table(cards))))
+    assert [float(row["test_mse"]) for row in read] == [row["test_mse"] for row in expected]
+
+
+@pytest.mark.parametrize("psnr", [None, math.nan, math.inf])
+def test_a_missing_figure_is_a_dash_and_never_a_zero(card, attack, psnr):
+    made = attack("decoder")
+    made["test"]["psnr"] = psnr
+    exact = card(attacks=[made])
+    assert rows([exact])[0]["test_psnr"] is None
+    header, _, body = _parse(markdown_table([exact]))
+    assert body[header.index("PSNR (dB), test ↓")] == "–"
+    assert csv_table([exact])
+    assert json.loads(json_table([exact]))[0]["test_psnr"] is None
+
+
+def test_rich_shows_labels_literally(card):
+    console = Console(width=250, file=io.StringIO(), record=True)
+    console.print(rich_table([card("[red]hostile[/red]")]))
+    text = console.export_text()
+    assert "[red]hostile[/red]" in text
+    assert "more private" in text
+
+
+def test_every_column_is_explained():
+    titles = {line.title for line in explanations()}
+    assert {column.figure for column in COLUMNS[1:]} <= titles
+    assert {"Train", "Test"} <= titles
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (fixed(1.25, 1), "1.2"),
+        (percent(None), "–"),
+        (amount(999_999), "1000 k"),
+        (amount(1.5e9), "1.50 G"),
+        (octets(None), "–"),
+        (milliseconds(12.345), "12.3 ms"),
+        (milliseconds(None), "–"),
+        (listing([]), ""),
+        (listing(["a", "b"], "or"), "a or b"),
+    ],
+)
+def test_formats(shown, text):
+    assert shown == text
+
+
+def test_a_call_reads_the_same_whatever_the_order(card):
+    one, two = (card("x", [("n", dict(pairs))]) for pairs in ((("a", 1), ("b", [2])), (("b", [2]), ("a", 1))))
+    assert call(one.defense.parts[0]) == call(two.defense.parts[0]) == "n(a=1, b=[2])"
