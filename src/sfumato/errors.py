@@ -69,5 +69,5 @@ def _shorten(value: object, limit: int = 120) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-class Interrupted(SfumatoError):
+class Interrupted(SfumatoError):  # noqa: N818 (it is no error of anybody's)
     """The user stopped the work; what was done is kept and resumes with the same call."""

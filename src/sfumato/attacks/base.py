@@ -160,7 +160,7 @@ class Attack(ABC):
     def _reconstruct(target: BlackBox, group: ImageSet, learned: Learned) -> Tensor:
         made = [
             learned.invert(target.query(part / 255)).detach().clamp(0, 1).cpu()
-            for part in group.images.split(_BATCH)
+            for part in torch.split(group.images, _BATCH)
         ]
         return torch.cat(made)
 

@@ -35,7 +35,7 @@ class BlackBox:
 
         def send(x: Tensor) -> Tensor:
             with torch.no_grad():
-                return torch.cat([model.send(part) for part in x.split(_BATCH)])
+                return torch.cat([model.send(part) for part in torch.split(x, _BATCH)])
 
         # Kept in a closure, not in an attribute: an attack cannot reach the weights by accident.
         self._send, self._generator = send, generator

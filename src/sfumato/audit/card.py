@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sfumato.errors import CorruptFileError, InputError
 from sfumato.storage import hash_of, write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -162,7 +162,7 @@ class Card(_Section):
     :meth:`fingerprint` is over the rest.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     run: str = Field(description="address of the run: a hash of what determines it")
     defense: DefenseInfo
     data: DataInfo

@@ -48,7 +48,7 @@ def macs(module: nn.Module, x: Tensor) -> int:
     module.eval()
     with FlopCounterMode(display=False) as counter:
         module(x)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 @torch.no_grad()

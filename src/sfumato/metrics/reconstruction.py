@@ -44,7 +44,7 @@ def quality(reconstruction: Tensor, original: Tensor) -> Quality:
     mse = (reconstruction - original).square().mean((1, 2, 3))
     similarities = [
         structural_similarity_index_measure(a, b, sigma=1.5, kernel_size=11, data_range=1.0, reduction="none")
-        for a, b in zip(reconstruction.split(_BATCH), original.split(_BATCH))
+        for a, b in zip(torch.split(reconstruction, _BATCH), torch.split(original, _BATCH))
     ]
     ssim = torch.cat([s.reshape(-1) for s in similarities if isinstance(s, Tensor)])
     return Quality(mse, -10 * mse.log10(), ssim)

@@ -12,7 +12,7 @@ from sfumato.models.layers import initialize
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activation residual block: twice (batch norm, ReLU, 3×3 convolution), 1×1 shortcut where the width changes."""
+    """Twice (batch norm, ReLU, 3×3 convolution) beside a shortcut, 1×1 where the width changes."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()

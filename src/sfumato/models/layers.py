@@ -20,26 +20,18 @@ class Stochastic(nn.Module):
 
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform numbers in [0, 1) of the shape, device and floating type of ``like``."""
-        return torch.rand(like.shape, generator=self._source(), **_where(self.generator, like)).to(
-            like.device
-        )
+        source = self._source()
+        return torch.rand(like.shape, generator=source, device=source.device, dtype=like.dtype).to(like.device)
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers of the shape, device and floating type of ``like``."""
-        return torch.randn(like.shape, generator=self._source(), **_where(self.generator, like)).to(
-            like.device
-        )
+        source = self._source()
+        return torch.randn(like.shape, generator=source, device=source.device, dtype=like.dtype).to(like.device)
 
     def _source(self) -> torch.Generator:
         if self.generator is None:
-            raise RuntimeError(
-                f"{type(self).__name__} has no generator: call set_generator(model, generator) first"
-            )
+            raise RuntimeError(f"{type(self).__name__} has no generator: call set_generator(model, generator) first")
         return self.generator
-
-
-def _where(generator: torch.Generator | None, like: Tensor) -> dict[str, torch.device | torch.dtype]:
-    return {"device": generator.device if generator is not None else like.device, "dtype": like.dtype}
 
 
 def set_generator(module: nn.Module, generator: torch.Generator | None) -> None:

@@ -99,7 +99,8 @@ class SplitJob:
         self._schedule.step()
         reported = {name: value.detach() for name, value in losses.items()}
         if self._players:
-            ctx = Context(x, y, *seen, epoch, step, lr, self._generator)
+            z_clean, z_sent, logits = seen
+            ctx = Context(x, y, z_clean, z_sent, logits, epoch, step, lr, self._generator)
             for turn in self._players:
                 reported |= turn(ctx)
         return reported
