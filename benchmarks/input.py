@@ -45,9 +45,7 @@ class PerImage(Dataset[tuple[Tensor, int]]):
             pixels = pixels[:, ::-1]
         angle = random.uniform(-AUGMENT.rotation, AUGMENT.rotation)
         rotated = Image.fromarray(np.ascontiguousarray(pixels)).rotate(angle, Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.asarray(rotated).transpose(2, 0, 1).copy()).float().div_(255), self.labels[
-            i
-        ]
+        return torch.from_numpy(np.asarray(rotated).transpose(2, 0, 1).copy()).float().div_(255), self.labels[i]
 
 
 def images_per_second(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -64,9 +62,7 @@ def main() -> None:
     images = ImageSet(pixels, torch.arange(IMAGES) % 10, tuple("0123456789"))
     ours = Batches(images, BATCH_SIZE, shuffle=True, augment=AUGMENT, generator=generator)
     # Workers that stay and have prefetched once: neither side is charged for starting up.
-    loader = DataLoader(
-        PerImage(images), BATCH_SIZE, shuffle=True, num_workers=WORKERS, persistent_workers=True
-    )
+    loader = DataLoader(PerImage(images), BATCH_SIZE, shuffle=True, num_workers=WORKERS, persistent_workers=True)
     for warm_up in (ours, loader):
         images_per_second(warm_up)
     speeds = [(images_per_second(ours), images_per_second(loader)) for _ in range(ROUNDS)]

@@ -39,7 +39,7 @@ class StorageError(SfumatoError):
     """The disk refused: no space, no permission, or not a folder."""
 
 
-class InputErrors(InputError):
+class InputErrors(InputError):  # noqa: N818 (a plural)
     """Several bad values, reported at once, one line each."""
 
     def __init__(self, errors: Iterable[InputError]) -> None:

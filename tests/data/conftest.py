@@ -30,9 +30,7 @@ def cifar_small() -> Path:
 def make_images() -> MakeImages:
     """Random images; image i has i in its first pixels, so that each can be told from the others."""
 
-    def make(
-        n: int = 20, k: int = 4, shape: tuple[int, int, int] = (3, 6, 5), name: str = "images"
-    ) -> ImageSet:
+    def make(n: int = 20, k: int = 4, shape: tuple[int, int, int] = (3, 6, 5), name: str = "images") -> ImageSet:
         generator = torch.Generator().manual_seed(n)
         pixels = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator)
         index = torch.arange(n)

@@ -12,9 +12,7 @@ from sfumato.data import Augment, Batches
 from sfumato.errors import InputError
 
 AUGMENT = Augment(crop_padding=1, flip=True, rotation=5.0)
-property_test = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+property_test = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -34,9 +32,7 @@ def test_in_order_without_shuffling(make_images: Any, number_of: Any) -> None:
 
 
 @property_test
-@given(
-    n=st.integers(1, 40), batch_size=st.integers(1, 12), world_size=st.integers(1, 5), shuffle=st.booleans()
-)
+@given(n=st.integers(1, 40), batch_size=st.integers(1, 12), world_size=st.integers(1, 5), shuffle=st.booleans())
 def test_ranks_give_every_image_once_and_equally_many_batches(
     make_images: Any, number_of: Any, n: int, batch_size: int, world_size: int, shuffle: bool
 ) -> None:
@@ -64,9 +60,7 @@ def test_ranks_give_every_image_once_and_equally_many_batches(
 
 def test_ranks_take_strided_shares_of_one_order(make_images: Any, number_of: Any) -> None:
     def order(rank: int, world_size: int) -> list[int]:
-        batches = Batches(
-            make_images(12), 3, shuffle=True, generator=seeded(2), rank=rank, world_size=world_size
-        )
+        batches = Batches(make_images(12), 3, shuffle=True, generator=seeded(2), rank=rank, world_size=world_size)
         return [i for x, _ in batches for i in number_of(x)]
 
     whole = order(0, 1)
@@ -134,12 +128,7 @@ def test_batches_and_ranks_are_augmented_differently(make_images: Any) -> None:
     images = make_images(1)
     same = replace(images, images=images.images.repeat(8, 1, 1, 1), labels=images.labels.repeat(8))
     shares = [
-        [
-            x
-            for x, _ in Batches(
-                same, 2, shuffle=True, augment=AUGMENT, generator=seeded(), rank=r, world_size=2
-            )
-        ]
+        [x for x, _ in Batches(same, 2, shuffle=True, augment=AUGMENT, generator=seeded(), rank=r, world_size=2)]
         for r in (0, 1)
     ]
     batches = [x for share in shares for x in share]

@@ -23,9 +23,7 @@ def saved(image: Image.Image, kind: str = "png", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def decode(
-    data: bytes | np.ndarray | Path, size: tuple[int, int] | None = None, channels: Any = None
-) -> np.ndarray:
+def decode(data: bytes | np.ndarray | Path, size: tuple[int, int] | None = None, channels: Any = None) -> np.ndarray:
     return decode_one(Encoded("picture", data), Form(size, channels))
 
 
@@ -37,9 +35,7 @@ def test_lossless_formats_keep_every_pixel(kind: str) -> None:
 
 def test_lossless_webp_and_lossy_jpeg() -> None:
     pixels = np.full((8, 8, 3), 130, np.uint8)
-    assert np.array_equal(
-        decode(saved(Image.fromarray(pixels), "webp", lossless=True)), pixels.transpose(2, 0, 1)
-    )
+    assert np.array_equal(decode(saved(Image.fromarray(pixels), "webp", lossless=True)), pixels.transpose(2, 0, 1))
     assert np.abs(decode(saved(Image.fromarray(pixels), "jpeg")).astype(int) - 130).max() < 3
 
 
@@ -78,9 +74,7 @@ def test_resized_until_covered_then_cut_to_the_center() -> None:
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:, 4:12] = 200
     assert np.array_equal(decode(pixels, (8, 8)), np.full((3, 8, 8), 200))
-    assert (
-        np.array_equal(decode(pixels, (4, 4)), np.full((3, 4, 4), 200)) is False
-    )  # antialiasing sees the rim
+    assert np.array_equal(decode(pixels, (4, 4)), np.full((3, 4, 4), 200)) is False  # antialiasing sees the rim
     assert np.array_equal(decode(pixels, (4, 4))[:, :, 1:3], np.full((3, 4, 2), 200))
     assert decode(pixels, (3, 5)).shape == (3, 3, 5)
     assert decode(pixels, (32, 32)).shape == (3, 32, 32)

@@ -45,9 +45,7 @@ class FakeHub:
         converted = self.root / f"{repo_id}@converted" / filename
         return str(converted if converted.exists() else self.root / repo_id / filename)
 
-    def snapshot_download(
-        self, repo_id: str, *, repo_type: str, revision: str | None, local_files_only: bool
-    ) -> str:
+    def snapshot_download(self, repo_id: str, *, repo_type: str, revision: str | None, local_files_only: bool) -> str:
         assert repo_type == "dataset"
         assert local_files_only
         folder = self.root / "snapshots" / COMMIT
@@ -95,21 +93,15 @@ def test_a_whole_commit_asks_nothing_once_cached(hub: FakeHub, write_parquet: An
 
 def test_presets_name_repository_config_columns_and_splits(hub: FakeHub, write_parquet: Any) -> None:
     repo = hub.root / "uoft-cs" / "cifar100" / "cifar100"
-    write_parquet(
-        repo / "train-00000-of-00001.parquet", [i % 5 for i in range(50)], image="img", label="fine_label"
-    )
-    write_parquet(
-        repo / "test-00000-of-00001.parquet", [i % 5 for i in range(10)], image="img", label="fine_label"
-    )
+    write_parquet(repo / "train-00000-of-00001.parquet", [i % 5 for i in range(50)], image="img", label="fine_label")
+    write_parquet(repo / "test-00000-of-00001.parquet", [i % 5 for i in range(10)], image="img", label="fine_label")
     splits = load("cifar100", cache=False, image_size=16, channels=1)
     assert hub.asked == [("uoft-cs/cifar100", None)]
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (45, 5, 10)
     assert splits.train.image_shape == (1, 16, 16)
 
 
-def test_celeba_pools_all_splits_and_keeps_the_most_frequent_identities(
-    hub: FakeHub, write_parquet: Any
-) -> None:
+def test_celeba_pools_all_splits_and_keeps_the_most_frequent_identities(hub: FakeHub, write_parquet: Any) -> None:
     repo = hub.root / "flwrlabs" / "celeba" / "img_align+identity+attr"
     for i, split in enumerate(("train", "valid", "test")):
         identities = [100 + i] * 20 + [200 + i] * 10
@@ -131,9 +123,7 @@ def test_the_hubs_own_conversion_where_there_is_no_parquet(hub: FakeHub, write_p
 
 def test_without_network_what_was_downloaded_before(hub: FakeHub, write_parquet: Any) -> None:
     hub.failure = ConnectionError("Name or service not known")
-    with pytest.raises(
-        InputError, match=r"a hub that can be reached, or a local copy by path.*Name or service"
-    ):
+    with pytest.raises(InputError, match=r"a hub that can be reached, or a local copy by path.*Name or service"):
         load_source("me/pets", cache=False)
     write_parquet(hub.root / "snapshots" / COMMIT / "train.parquet", [0, 1])
     hub.failure = None

@@ -51,9 +51,7 @@ def test_decoded_once(image_folder: Path, cache_dir: Path, decoded: list[str]) -
     assert file.name.startswith("pets-")
 
 
-def test_test_part_comes_back_too(
-    tmp_path: Path, cache_dir: Path, write_parquet: Any, decoded: list[str]
-) -> None:
+def test_test_part_comes_back_too(tmp_path: Path, cache_dir: Path, write_parquet: Any, decoded: list[str]) -> None:
     write_parquet(tmp_path / "set" / "train.parquet", [0, 1, 2])
     write_parquet(tmp_path / "set" / "test.parquet", [2, 1])
     first, second = (load_source(str(tmp_path / "set"), cache_dir=cache_dir) for _ in range(2))
@@ -146,9 +144,7 @@ def test_cached_images_stay_memory_mapped(image_folder: Path, cache_dir: Path) -
     assert start <= train.images.data_ptr() < end
 
 
-def test_cached_images_can_be_changed_in_memory_without_changing_the_file(
-    image_folder: Path, cache_dir: Path
-) -> None:
+def test_cached_images_can_be_changed_in_memory_without_changing_the_file(image_folder: Path, cache_dir: Path) -> None:
     load_source(str(image_folder), cache_dir=cache_dir)
     train = load_source(str(image_folder), cache_dir=cache_dir).train
     good = train.checksum()

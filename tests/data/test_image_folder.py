@@ -63,9 +63,7 @@ def test_subfolders_size_channels_and_top_classes(image_folder: Path) -> None:
     assert raw.train.labels.tolist() == [0] * 5 + [1] * 6
 
 
-def test_empty_class_unknown_test_class_and_damaged_image_are_named(
-    image_folder: Path, split_folder: Path
-) -> None:
+def test_empty_class_unknown_test_class_and_damaged_image_are_named(image_folder: Path, split_folder: Path) -> None:
     (split_folder / "test" / "owl").mkdir()
     with pytest.raises(InputError, match=r"split/test/owl.*a class that train has: cat, dog, eel"):
         read(split_folder)

@@ -11,9 +11,7 @@ from sfumato.data import Fractions, Splits, make_splits
 from sfumato.data.splits import stratified
 from sfumato.errors import InputError
 
-property_test = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+property_test = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def parts(splits: Splits) -> dict[str, Any]:

@@ -46,9 +46,7 @@ def test_what_the_datasets_package_writes(tmp_path: Path) -> None:
     names = ["ant", "bee", "cat"]
     features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=names)})
     rows = {"img": [Image.fromarray(p) for p in pixels], "fine_label": labels}
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(
-        str(tmp_path / "train-00000-of-00001.parquet")
-    )
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "train-00000-of-00001.parquet"))
     raw = read(tmp_path, label_column="fine_label")
     assert raw.test is None
     assert raw.train.classes == tuple(names)

@@ -21,7 +21,7 @@ from sfumato import metrics
 from sfumato.attacks import Attack, Knowledge, Reconstruction, WhiteBox, make_target
 from sfumato.audit import card as cards
 from sfumato.audit.card import Card
-from sfumato.audit.runs import Run, checksum_of, load_data, train_run
+from sfumato.audit.runs import Run, checksum_of, load_data, prepare, train_run
 from sfumato.audit.settings import Settings
 from sfumato.audit.suspicions import Evidence, gradient_through, is_random, suspicions
 from sfumato.data import ImageSet, Splits
@@ -54,11 +54,37 @@ def audit(settings: Settings, *, root: Path, runtime: Runtime) -> list[Card]:
     """
     defenses = settings.resolved_defenses()
     splits = load_data(settings.data, settings.seed)
+    _check_fit(settings, defenses, splits)
     made = []
     for label, defense in defenses.items():
         run = train_run(settings, label, defense, splits, root=root, runtime=runtime)
         made.append(attack_run(run, settings, splits, runtime=runtime))
     return made
+
+
+def train_all(settings: Settings, *, root: Path, runtime: Runtime) -> list[Run]:
+    """Train every defense that the settings name.
+
+    Raises:
+        InputError: Settings that do not fit the data, the network or each other.
+        Interrupted: Asked to stop; the same call goes on where it stopped.
+    """
+    defenses = settings.resolved_defenses()
+    splits = load_data(settings.data, settings.seed)
+    _check_fit(settings, defenses, splits)
+    return [
+        train_run(settings, label, defense, splits, root=root, runtime=runtime) for label, defense in defenses.items()
+    ]
+
+
+def _check_fit(settings: Settings, defenses: Mapping[str, Defense], splits: Splits) -> None:
+    """Find out before the first hour of training, not after it, that the last defense cannot be set up."""
+    for label, defense in defenses.items():
+        try:
+            prepare(settings, defense, splits)
+        except InputError as error:
+            raise InputError(f"defenses: {label}: {error.field}", error.value, error.accepted) from error
+    _knowledge(settings, splits)
 
 
 def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime) -> Card:

@@ -70,16 +70,15 @@ class Augment:
             )
         draws = torch.rand(len(images), _DRAWS, generator=generator, device=generator.device)
         top, left, mirror, angle = draws.to(images.device, non_blocking=True).unbind(1)
-        if self.crop_padding or self.flip:
+        if self.crop_padding:
             places = 2 * self.crop_padding + 1
-            mirrored = mirror < 0.5 if self.flip else torch.zeros_like(mirror, dtype=torch.bool)
-            images = crop_and_flip(
-                images, (top * places).long(), (left * places).long(), mirrored, self.crop_padding
-            )
-        unit = to_unit(images)
-        if not self.rotation:
-            return unit
-        return rotate(unit, (2 * angle - 1) * math.radians(self.rotation))
+            images = crop(images, (top * places).long(), (left * places).long(), self.crop_padding)
+        mirrored = mirror < 0.5 if self.flip else torch.zeros_like(mirror, dtype=torch.bool)
+        if self.rotation:
+            return mirror_and_rotate(to_unit(images), mirrored, (2 * angle - 1) * math.radians(self.rotation))
+        if self.flip:
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        return to_unit(images)
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -87,14 +86,13 @@ def to_unit(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255)
 
 
-def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, padding: int) -> Tensor:
-    """Cut a window of the original size out of each zero-padded image, mirrored where asked; one gather.
+def crop(images: Tensor, top: Tensor, left: Tensor, padding: int) -> Tensor:
+    """Cut a window of the original size out of each zero-padded image.
 
     Args:
         images: Any type, shape (N, C, H, W).
         top: int64, shape (N,): first row of the window, 0 to 2 * ``padding``.
         left: int64, shape (N,): first column, likewise.
-        mirrored: bool, shape (N,): which windows to mirror left to right.
         padding: Pixels of zeros on each side.
 
     Returns:
@@ -102,20 +100,22 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, p
     """
     n, c, h, w = images.shape
     padded = F.pad(images, (padding,) * 4)
-    across = torch.arange(w, device=images.device)
-    rows = top[:, None] + torch.arange(h, device=images.device)
-    columns = left[:, None] + torch.where(mirrored[:, None], across.flip(0), across)
-    index = rows[:, :, None] * (w + 2 * padding) + columns[:, None, :]
-    window = padded.reshape(n, c, -1).gather(2, index.reshape(n, 1, h * w).expand(n, c, h * w))
-    return window.reshape(n, c, h, w)
+    height, width = padded.shape[2:]
+    planes = torch.arange(n * c, device=images.device).reshape(n, c, 1) * (height * width)
+    rows = (top[:, None] + torch.arange(h, device=images.device)) * width + left[:, None]
+    # Every run of w pixels, as overlapping views: a row of a window is one of them and is copied whole,
+    # which is three times as fast as gathering pixels.
+    runs = padded.reshape(-1).unfold(0, w, 1)
+    return runs.index_select(0, (planes + rows[:, None]).reshape(-1)).reshape(n, c, h, w)
 
 
-def rotate(images: Tensor, angles: Tensor) -> Tensor:
-    """Rotate each image about its center, counter-clockwise as seen; bilinear, zeros outside.
+def mirror_and_rotate(images: Tensor, mirrored: Tensor, angles: Tensor) -> Tensor:
+    """Mirror images left to right where asked, then rotate each about its center; one sampling.
 
     Args:
         images: Floating point, shape (N, C, H, W).
-        angles: Radians, shape (N,).
+        mirrored: bool, shape (N,): which images to mirror.
+        angles: Radians, shape (N,); counter-clockwise as seen. Bilinear, zeros outside.
 
     Returns:
         Same type and shape as ``images``.
@@ -125,9 +125,10 @@ def rotate(images: Tensor, angles: Tensor) -> Tensor:
     x = (2 * torch.arange(w, device=images.device, dtype=images.dtype) + 1) / w - 1
     y = ((2 * torch.arange(h, device=images.device, dtype=images.dtype) + 1) / h - 1)[:, None]
     cos, sin = angles.cos()[:, None, None], angles.sin()[:, None, None]
+    side = torch.where(mirrored, -1.0, 1.0).to(images.dtype)[:, None, None]
     # Written in place: affine_grid takes ten times as long, and stacking three times. The two axes are
     # scaled by different lengths: without h / w an oblong image would be sheared.
     grid = images.new_empty(n, h, w, 2)
-    torch.sub(cos * x, sin * (h / w) * y, out=grid[..., 0])
+    torch.sub(side * cos * x, side * sin * (h / w) * y, out=grid[..., 0])
     torch.add(sin * (w / h) * x, cos * y, out=grid[..., 1])
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -101,9 +101,7 @@ def decode_images(images: Iterable[Encoded], count: int, form: Form) -> Tensor:
                 if stack is None:
                     stack = np.empty((count, *pixels.shape), np.uint8)
                 if pixels.shape[1:] != stack.shape[2:]:
-                    raise InputError(
-                        "image_size", None, f"a size, as images differ: {_differ(encoded, pixels, stack)}"
-                    )
+                    raise InputError("image_size", None, f"a size, as images differ: {_differ(encoded, pixels, stack)}")
                 if len(pixels) > stack.shape[1]:  # the first image with color after gray ones
                     stack = np.repeat(stack, 3, axis=1)
                 stack[filled] = pixels

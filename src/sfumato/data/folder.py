@@ -14,9 +14,7 @@ from sfumato.data.listing import Keep, Listing, Part
 from sfumato.data.naming import choose_splits
 from sfumato.errors import InputError
 
-LAYOUT = (
-    "class folders of images (root/cat/1.png) or splits of them (root/train/cat/1.png, root/test/cat/2.png)"
-)
+LAYOUT = "class folders of images (root/cat/1.png) or splits of them (root/train/cat/1.png, root/test/cat/2.png)"
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,7 @@ class FolderSource:
         for root in roots:
             for folder in _folders(root):
                 if folder.name not in label_of:
-                    raise InputError(
-                        "path", self._shown(folder), f"a class that train has: {', '.join(classes)}"
-                    )
+                    raise InputError("path", self._shown(folder), f"a class that train has: {', '.join(classes)}")
                 images = _images(folder)
                 if not images:
                     raise InputError("path", self._shown(folder), "at least one image in each class folder")

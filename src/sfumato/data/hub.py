@@ -78,13 +78,9 @@ class HubSource:
         try:
             info = hub.HfApi().dataset_info(self.repo_id, revision=revision)
         except hub.errors.GatedRepoError as error:
-            raise InputError(
-                "source", self.repo_id, "a data set you may read (ask for access on its page)"
-            ) from error
+            raise InputError("source", self.repo_id, "a data set you may read (ask for access on its page)") from error
         except hub.errors.RepositoryNotFoundError as error:
-            raise InputError(
-                "source", self.repo_id, "a data set of the hub, or an existing folder"
-            ) from error
+            raise InputError("source", self.repo_id, "a data set of the hub, or an existing folder") from error
         except hub.errors.RevisionNotFoundError as error:
             raise InputError("revision", revision, f"a branch, tag or commit of {self.repo_id}") from error
         except Exception as error:  # no network shows in as many ways as there are HTTP clients
@@ -94,9 +90,7 @@ class HubSource:
     def _downloaded_before(self, revision: str | None, reason: Exception) -> tuple[str, list[str]]:
         hub = _huggingface_hub()
         try:
-            folder = hub.snapshot_download(
-                self.repo_id, repo_type="dataset", revision=revision, local_files_only=True
-            )
+            folder = hub.snapshot_download(self.repo_id, repo_type="dataset", revision=revision, local_files_only=True)
         except hub.errors.LocalEntryNotFoundError:
             accepted = f"a hub that can be reached, or a local copy by path ({_line(reason)})"
             raise InputError("source", self.repo_id, accepted) from reason
@@ -105,14 +99,10 @@ class HubSource:
 
     def _download(self, file: str, commit: str) -> Path:
         try:
-            return Path(
-                _huggingface_hub().hf_hub_download(self.repo_id, file, repo_type="dataset", revision=commit)
-            )
+            return Path(_huggingface_hub().hf_hub_download(self.repo_id, file, repo_type="dataset", revision=commit))
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageError(
-                    f"cannot download {self.repo_id}/{file}: no space left on the disk"
-                ) from error
+                raise StorageError(f"cannot download {self.repo_id}/{file}: no space left on the disk") from error
             given = f"{self.repo_id}/{file}"
             raise InputError("source", given, f"a file that can be downloaded ({_line(error)})") from error
 
@@ -122,9 +112,7 @@ def _huggingface_hub() -> Any:
         import huggingface_hub
         import huggingface_hub.errors
     except ImportError as error:
-        raise InputError(
-            "source", "a data set of the hub", "pip install 'sfumato[hub]', or a local copy"
-        ) from error
+        raise InputError("source", "a data set of the hub", "pip install 'sfumato[hub]', or a local copy") from error
     return huggingface_hub
 
 

@@ -79,9 +79,7 @@ def load(
         cache_dir=cache_dir,
     )
     if raw.test is not None and test is not None:
-        raise InputError(
-            "test", test, "None, as the source has test images (leave them out with test_splits=())"
-        )
+        raise InputError("test", test, "None, as the source has test images (leave them out with test_splits=())")
     return make_splits(
         raw.train,
         raw.test,

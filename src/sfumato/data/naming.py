@@ -58,9 +58,7 @@ def find_shards(files: Iterable[str], config_name: str | None = None) -> Shards:
         raise InputError("config_name", chosen, one_of(configs, chosen))
     for names in configs[chosen].values():  # half a download must not pass for a smaller data set
         if len(names) != announced.get(names[0], len(names)):
-            raise InputError(
-                "source", f"{len(names)} of the files of {names[0]}", f"all {announced[names[0]]} of them"
-            )
+            raise InputError("source", f"{len(names)} of the files of {names[0]}", f"all {announced[names[0]]} of them")
     return {split: tuple(names) for split, names in configs[chosen].items()}
 
 

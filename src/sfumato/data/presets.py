@@ -18,17 +18,12 @@ _FACE_LAYOUT = (
     "a folder with your own copy, one subfolder of images per identity (ROOT/Aaron_Eckhart/1.jpg), "
     "or Parquet in the hub's layout"
 )
-_SIFTFUNNEL = (
-    "Information Sifting Funnel: Privacy-preserving Collaborative Inference Against Model Inversion Attacks"
-)
+_SIFTFUNNEL = "Information Sifting Funnel: Privacy-preserving Collaborative Inference Against Model Inversion Attacks"
 _SSD = (
-    "Stealthy Shield Defense: A Conditional Mutual Information-Based Approach against Black-Box Model "
-    "Inversion Attacks"
+    "Stealthy Shield Defense: A Conditional Mutual Information-Based Approach against Black-Box Model Inversion Attacks"
 )
 _FACESCRUB = "Ng and Winkler, A data-driven approach to cleaning large face datasets, ICIP 2014"
-_FACES = (
-    "Photographs of real people, gathered from the web; given out for research only and not redistributed."
-)
+_FACES = "Photographs of real people, gathered from the web; given out for research only and not redistributed."
 
 
 @dataclass(frozen=True)

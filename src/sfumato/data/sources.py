@@ -126,16 +126,12 @@ def resolve(source: str, path: Path | None, arguments: Arguments) -> Source:
     preset = PRESETS.get(source)
     if preset is None:
         if path is not None:
-            raise InputError(
-                "path", str(path), "nothing, as only a preset takes a path; give it as the source"
-            )
+            raise InputError("path", str(path), "nothing, as only a preset takes a path; give it as the source")
         if Path(source).exists():
             return _local(Path(source), None, arguments)
         if _HUB_ID.fullmatch(source):
             return _hub(source, source, None, arguments)
-        raise InputError(
-            "source", source, f"{one_of(PRESETS, source)}, an existing folder, or a hub id owner/name"
-        )
+        raise InputError("source", source, f"{one_of(PRESETS, source)}, an existing folder, or a hub id owner/name")
     if path is not None:
         if not path.exists():
             raise InputError("path", str(path), preset.layout or "an existing folder or .parquet file")
@@ -166,9 +162,7 @@ def _local(path: Path, preset: Preset | None, arguments: Arguments) -> Source:
     config_name = arguments.config_name
     if preset and preset.config_name and (path / preset.config_name).is_dir():  # copies are often flat
         config_name = config_name or preset.config_name
-    return ParquetSource(
-        path, name, _columns(preset, arguments), *_or_presets(preset, arguments), config_name
-    )
+    return ParquetSource(path, name, _columns(preset, arguments), *_or_presets(preset, arguments), config_name)
 
 
 def _hub(repo_id: str, name: str, preset: Preset | None, arguments: Arguments) -> HubSource:
@@ -177,9 +171,7 @@ def _hub(repo_id: str, name: str, preset: Preset | None, arguments: Arguments) -
     return HubSource(repo_id, name, _columns(preset, arguments), *splits, config_name, arguments.revision)
 
 
-def _or_presets(
-    preset: Preset | None, arguments: Arguments
-) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+def _or_presets(preset: Preset | None, arguments: Arguments) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
     train, test = arguments.splits
     if preset is None:
         return train, test

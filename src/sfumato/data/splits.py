@@ -131,14 +131,10 @@ def _counts(fractions: Fractions, total: int, *, has_test: bool) -> dict[str, in
         fraction = getattr(fractions, name)
         needed = fraction > 0 or name == "validation" or (name == "test" and not has_test)
         if needed and count == 0:
-            raise InputError(
-                name, fraction, f"a fraction that gives the part at least one of the {total} images"
-            )
+            raise InputError(name, fraction, f"a fraction that gives the part at least one of the {total} images")
     left = total - sum(counts.values())
     if left < 1:  # rounding up three parts of very few images
-        raise InputError(
-            "train", f"{left} of {total} images", "more images, or smaller fractions for other parts"
-        )
+        raise InputError("train", f"{left} of {total} images", "more images, or smaller fractions for other parts")
     return counts
 
 
@@ -154,10 +150,6 @@ def _check_limits(**limits: int | None) -> None:
 
 def _check_alike(train: ImageSet, test: ImageSet) -> None:
     if test.classes != train.classes:
-        raise InputError(
-            f"{test.name}.classes", test.classes, f"the classes of train: {', '.join(train.classes)}"
-        )
+        raise InputError(f"{test.name}.classes", test.classes, f"the classes of train: {', '.join(train.classes)}")
     if test.image_shape != train.image_shape:
-        raise InputError(
-            f"{test.name}.image_shape", test.image_shape, f"the shape of train: {train.image_shape}"
-        )
+        raise InputError(f"{test.name}.image_shape", test.image_shape, f"the shape of train: {train.image_shape}")

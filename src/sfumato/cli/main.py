@@ -1,0 +1,241 @@
+"""The commands. Exit codes: 0 fine, 1 an error of the program, 2 bad input, 130 interrupted and resumable."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+import sfumato
+from sfumato.audit import Card, Settings, attack_run, audit, load_settings, preset, read_yaml, reopen, train_all
+from sfumato.cli.catalogue import CATALOGUE, as_table
+from sfumato.cli.flags import only, takes_settings
+from sfumato.cli.interrupt import stop_on_interrupt
+from sfumato.errors import InputError, Interrupted, SfumatoError
+from sfumato.report import conclude, entries, judge_all, rich_table, rows, write_page
+from sfumato.storage import storage_errors
+from sfumato.training import Bar, Runtime, make_fabric
+
+app = App(
+    name="sfumato",
+    version=sfumato.__version__,
+    help="Private split inference: train split models, attack them, report what leaks.\n\n"
+    "Exit codes: 0 fine, 1 an error of the program, 2 bad input, 130 interrupted (the same command resumes).",
+)
+app.register_install_completion_command()
+
+Config = Annotated[Path | None, Parameter(help="YAML file with the fields below; flags override it.")]
+Preset = Annotated[str | None, Parameter(help="Settings to start from: see sfumato list presets. [default: digits]")]
+Runs = Annotated[Path, Parameter(help="Folder of all runs; what is there is not computed again.")]
+Out = Annotated[Path, Parameter(help="Folder for the page and copies of the cards.")]
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON instead of tables.")]
+TensorBoard = Annotated[bool, Parameter(negative=(), help="Also log for TensorBoard (extra tensorboard).")]
+Seconds = Annotated[float, Parameter(help="Save a checkpoint at least this often.")]
+Kind = Literal["data", "models", "defenses", "recipes", "attacks", "presets"]
+
+_RUNS, _OUT = Path("runs"), Path("sfumato-page")
+
+
+@app.command(name="audit")
+@takes_settings
+def audit_command(
+    *,
+    config: Config = None,
+    preset: Preset = None,
+    runs: Runs = _RUNS,
+    out: Out = _OUT,
+    json: Json = False,
+    tensorboard: TensorBoard = False,
+    checkpoint_seconds: Seconds = 60.0,
+    flags: dict[str, Any],
+) -> None:
+    """Train defenses, attack them, and write a page that shows what leaks (the main job)."""
+    settings = _settings(preset, config, flags)
+    with _runtime(settings, tensorboard, checkpoint_seconds) as runtime:
+        cards = audit(settings, root=runs, runtime=runtime)
+    _report(cards, out, as_json=json)
+
+
+@app.command(name="train")
+@takes_settings
+def train_command(
+    *,
+    config: Config = None,
+    preset: Preset = None,
+    runs: Runs = _RUNS,
+    json: Json = False,
+    tensorboard: TensorBoard = False,
+    checkpoint_seconds: Seconds = 60.0,
+    flags: dict[str, Any],
+) -> None:
+    """Train every defense that the settings name; print where each run is kept."""
+    settings = _settings(preset, config, flags)
+    with _runtime(settings, tensorboard, checkpoint_seconds) as runtime:
+        made = train_all(settings, root=runs, runtime=runtime)
+    found = [
+        {
+            "defense": run.label,
+            "run": str(run.folder),
+            "validation_accuracy": run.fit.history[run.fit.epoch_kept]["validation_accuracy"],
+            "epoch_kept": run.fit.epoch_kept,
+        }
+        for run in made
+    ]
+    _print_rows("runs", found, as_json=json)
+
+
+@app.command(name="attack")
+@takes_settings
+def attack_command(
+    run: Annotated[list[Path], Parameter(help="Folders of trained runs.", negative=())],
+    /,
+    *,
+    out: Out = _OUT,
+    json: Json = False,
+    checkpoint_seconds: Seconds = 60.0,
+    flags: dict[str, Any],
+) -> None:
+    """Attack trained runs; of the settings, only attacks and evaluation are read."""
+    only(flags, ("attacks", "evaluation"), "attack")
+    cards = []
+    for folder in run:
+        settings = load_settings([reopen.settings_of(folder), flags])
+        with _runtime(settings, False, checkpoint_seconds) as runtime:
+            trained, splits = reopen.run_of(folder, settings, runtime=runtime)
+            cards.append(attack_run(trained, settings, splits, runtime=runtime))
+    _report(cards, out, as_json=json)
+
+
+@app.command(name="report")
+def report_command(
+    card: Annotated[list[Path], Parameter(help="Cards, or folders that hold some.", negative=())],
+    /,
+    *,
+    out: Out = _OUT,
+    json: Json = False,
+) -> None:
+    """Make the page from cards."""
+    found = [file for path in card for file in _cards_in(path)]
+    _report([Card.load(file) for file in found], out, as_json=json)
+
+
+@app.command(name="list")
+def list_command(
+    kind: Annotated[Kind | None, Parameter(help="What to list; by default everything.")] = None,
+    /,
+    *,
+    json: Json = False,
+) -> None:
+    """List data, models, defenses, recipes, attacks and presets with their arguments and sources."""
+    chosen = {name: rows_of() for name, rows_of in CATALOGUE.items() if kind in (None, name)}
+    if json:
+        _print_json(chosen)
+        return
+    for name, found in chosen.items():
+        Console().print(as_table(name, found))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    complaint = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except Interrupted as stop:
+        again = shlex.join(["sfumato", *arguments])
+        complaint.print(f"sfumato: {stop}; nothing is lost. To go on: {again}")
+        return 130
+    except KeyboardInterrupt:
+        complaint.print("sfumato: stopped at once; the last checkpoint is kept, the same command goes on from it")
+        return 130
+    except (SfumatoError, CycloptsError) as error:
+        for line in str(error).strip().splitlines():
+            complaint.print(f"sfumato: {line}")
+        return 2
+    return 0
+
+
+def main() -> None:
+    """Entry point of the ``sfumato`` command."""
+    sys.exit(run())
+
+
+def _settings(name: str | None, config: Path | None, flags: dict[str, Any]) -> Settings:
+    layers: list[dict[str, Any]] = []
+    # A file says everything itself; the default preset is for calls that say nothing.
+    if name is not None or config is None:
+        layers.append(preset(name or "digits"))
+    if config is not None:
+        layers.append(read_yaml(config))
+    return load_settings([*layers, flags])
+
+
+@contextmanager
+def _runtime(settings: Settings, tensorboard: bool, checkpoint_seconds: float) -> Iterator[Runtime]:
+    fabric = make_fabric(settings.device, settings.precision)
+    with Bar(Console(stderr=True)) as progress, stop_on_interrupt() as should_stop, _quiet():
+        yield Runtime(
+            fabric=fabric,
+            progress=progress,
+            should_stop=should_stop,
+            tensorboard=tensorboard,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # Dependencies' advice to programmers is no help to a user.
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _report(cards: list[Card], out: Path, *, as_json: bool) -> None:
+    page = out / "page.html"
+    write_page(cards, page)
+    folder = out / "cards"
+    with storage_errors(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    for i, card in enumerate(cards):
+        safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in card.defense.label)
+        card.save(folder / f"{i:02d}-{safe}.json")
+    if as_json:
+        _print_json({"page": str(page), "cards": str(folder), "rows": rows(cards)})
+        return
+    console = Console()
+    members = entries(cards)
+    console.print(rich_table(cards))
+    words = conclude(members, judge_all(members))
+    console.print(f"\n[bold]{words.headline}[/bold]\n{' '.join(words.sentences)}", highlight=False)
+    console.print(f"\nPage: {page.resolve().as_uri()}", soft_wrap=True, highlight=False)
+
+
+def _cards_in(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(p for p in path.rglob("*.json") if p.name == "card.json" or p.parent.name == "cards")
+    if not found:
+        raise InputError("card", str(path), "a card, or a folder that holds some")
+    return found
+
+
+def _print_rows(title: str, found: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        _print_json({title: found})
+    else:
+        Console().print(as_table(title, found))
+
+
+def _print_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
