@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from sfumato.errors import InputError, InputErrors, one_of
+from sfumato.errors import InputError, one_of, raise_all, together
 
 T = TypeVar("T")
 
@@ -30,13 +30,13 @@ def call(function: Callable[..., T], arguments: Mapping[str, Any], *, field: str
         for name, value in arguments.items()
         if name not in known
     ]
-    if not errors:
-        try:
-            checked = _model(function)(**arguments)
-            return function(**{name: getattr(checked, name) for name in arguments})
-        except ValidationError as error:
-            errors = from_pydantic(error, field)
-    raise errors[0] if len(errors) == 1 else InputErrors(errors)
+    named = {name: value for name, value in arguments.items() if name in known}
+    try:
+        checked = _model(function)(**named)
+    except ValidationError as error:
+        errors += from_pydantic(error, field)
+    raise_all(errors)
+    return function(**{name: getattr(checked, name) for name in named})
 
 
 def from_pydantic(error: ValidationError, field: str = "") -> list[InputError]:
@@ -46,7 +46,7 @@ def from_pydantic(error: ValidationError, field: str = "") -> list[InputError]:
         where = ".".join([*([field] if field else []), *(str(part) for part in detail["loc"])])
         cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, InputError):
-            found.append(InputError(cause.field, cause.value, cause.accepted))
+            found.extend(together(cause))
             continue
         text = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         value = "nothing" if detail["type"] == "missing" else detail["input"]

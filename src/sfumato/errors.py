@@ -7,7 +7,7 @@ value and what would be accepted. The command line prints that line and nothing 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class SfumatoError(Exception):
@@ -50,6 +50,17 @@ class InputErrors(InputError):  # noqa: N818 (a plural)
 
     def __reduce__(self) -> tuple[type[InputErrors], tuple[tuple[InputError, ...]]]:  # type: ignore[override]
         return type(self), (self.errors,)
+
+
+def together(error: InputError) -> tuple[InputError, ...]:
+    """The single errors of one that may hold several."""
+    return error.errors if isinstance(error, InputErrors) else (error,)
+
+
+def raise_all(errors: Sequence[InputError]) -> None:
+    """Raise one error as itself, several at once, none not at all."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else InputErrors(errors)
 
 
 def one_of(names: Iterable[str], given: object = None) -> str:

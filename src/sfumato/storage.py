@@ -85,7 +85,8 @@ def save_state(path: Path, state: Any) -> str:
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_fold(state, "", tensors), separators=(",", ":"))
     digest = state_digest(tree, tensors)
-    metadata = {"format": _FORMAT, "tree": tree, "sha256": digest}
+    # One entry: safetensors writes several in an order that changes from process to process.
+    metadata = {_FORMAT: json.dumps({"sha256": digest, "tree": tree})}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
     return digest
@@ -107,11 +108,16 @@ def load_state(path: Path, *, device: str | torch.device = "cpu") -> Any:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
         raise CorruptFileError(f"{path} is corrupted or was cut short ({error})") from error
-    if metadata.get("format") != _FORMAT:
-        raise CorruptFileError(f"{path} is not a file of sfumato's (format {metadata.get('format')!r})")
-    if state_digest(metadata["tree"], tensors) != metadata["sha256"]:
+    if _FORMAT not in metadata:
+        raise CorruptFileError(f"{path} is not a file of sfumato's (it has no entry {_FORMAT})")
+    try:
+        header = json.loads(metadata[_FORMAT])
+        tree, expected = header["tree"], header["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFileError(f"{path} has a damaged header") from error
+    if state_digest(tree, tensors) != expected:
         raise CorruptFileError(f"{path} does not match its checksum")
-    return _unfold(json.loads(metadata["tree"]), {k: v.to(device) for k, v in tensors.items()})
+    return _unfold(json.loads(tree), {k: v.to(device) for k, v in tensors.items()})
 
 
 def state_digest(tree: str, tensors: dict[str, Tensor]) -> str:
@@ -132,9 +138,14 @@ def hash_of(description: Any, *, length: int = 16) -> str:
 
 def _fold(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(node, Tensor):
+        while name in tensors:  # {"a": {"b": ...}, "a/b": ...}, or the keys 1 and "1"
+            name += "'"
         tensors[name] = node.detach().cpu().contiguous().clone()
         return {_TENSOR: name}
     if isinstance(node, dict):
+        for key in node:
+            if not (key is None or isinstance(key, (bool, int, float, str))):
+                raise TypeError(f"a state cannot hold a key of type {type(key).__name__} (at {name or '/'})")
         # Items as pairs: JSON would turn the integer keys of an optimizer's state into strings.
         return {_DICT: [[key, _fold(value, f"{name}/{key}", tensors)] for key, value in node.items()]}
     if isinstance(node, tuple):

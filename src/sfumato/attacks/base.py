@@ -158,10 +158,11 @@ class Attack(ABC):
 
     @staticmethod
     def _reconstruct(target: BlackBox, group: ImageSet, learned: Learned) -> Tensor:
-        made = [
-            learned.invert(target.query(part / 255)).detach().clamp(0, 1).cpu()
-            for part in torch.split(group.images, _BATCH)
-        ]
+        made = []
+        for part in torch.split(group.images, _BATCH):
+            image = learned.invert(target.query(part / 255)).detach().cpu()
+            # An attack that diverged is judged by a black picture, and flagged; NaN would poison every mean.
+            made.append(image.nan_to_num(0.0).clamp(0, 1))
         return torch.cat(made)
 
     def _require(self, valid: bool, field: str, accepted: str) -> None:

@@ -214,7 +214,7 @@ def _card(
         training=_training_info(run, settings),
         utility=utility,
         cost=cards.Cost(**vars(cost)),
-        theory=run.bound.theory(),
+        theory={name: value for name, value in run.bound.theory().items() if np.isfinite(value)},
         mean_image=mean_image,
         attacks=[
             _attack_info(name, attack, settings, knowledge, result, victims["test"])

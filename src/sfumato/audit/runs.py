@@ -116,7 +116,9 @@ def train_run(
     split, bound = prepare(settings, defense, splits)
     if (folder / DESCRIPTION).is_file():
         split, fit, seconds = _restore(folder, split, bound)
-        return Run(folder, label, defense, split.to(runtime.device), bound, fit, seconds, settings)
+        # As training leaves it: another memory layout would add up in another order, and give other last bits.
+        split.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return Run(folder, label, defense, split, bound, fit, seconds, settings)
     started = time.perf_counter()
     split, fit = train(
         split,

@@ -19,7 +19,7 @@ from sfumato.defenses.distance_correlation import DistanceCorrelation
 from sfumato.defenses.dropout import Dropout
 from sfumato.defenses.noise import Noise
 from sfumato.defenses.recipes import RECIPES, Recipe
-from sfumato.errors import InputError, one_of
+from sfumato.errors import InputError, one_of, raise_all, together
 
 PARTS: dict[str, type[Defense]] = {
     part.name: part for part in (Bottleneck, Noise, Dropout, DistanceCorrelation, CEM)
@@ -49,7 +49,7 @@ def build(spec: Spec, *, field: str = "defense") -> Defense:
         for kind, registry in (("recipe", RECIPES), ("part", PARTS)):
             if kind in arguments:
                 name = arguments.pop(kind)
-                if name not in registry:
+                if not isinstance(name, str) or name not in registry:
                     raise InputError(f"{field}.{kind}", name, one_of(registry, name))
                 entry = registry[name]
                 return call(
@@ -57,7 +57,14 @@ def build(spec: Spec, *, field: str = "defense") -> Defense:
                 )
         raise InputError(field, spec, "a mapping with the key recipe or part")
     if isinstance(spec, Sequence):
-        return chain(*(build(part, field=f"{field}[{i}]") for i, part in enumerate(spec)))
+        parts, errors = [], []
+        for i, part in enumerate(spec):
+            try:
+                parts.append(build(part, field=f"{field}[{i}]"))
+            except InputError as error:
+                errors += together(error)
+        raise_all(errors)
+        return chain(*parts)
     raise InputError(
         field, spec, "a recipe's name, a mapping with the key recipe or part, or a list of these"
     )

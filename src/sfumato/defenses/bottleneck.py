@@ -10,7 +10,7 @@ from torch import nn
 
 from sfumato.defenses.base import BoundDefense, Defense
 from sfumato.errors import InputError
-from sfumato.models import SplitModel, initialize
+from sfumato.models import SplitModel, initialize, spare_global_generator
 
 _ACTIVATIONS: dict[str, tuple[type[nn.Module], tuple[float, float]]] = {
     "sigmoid": (nn.Sigmoid, (0.0, 1.0)),
@@ -51,10 +51,9 @@ class _BoundBottleneck(BoundDefense):
     def __init__(self, spec: Bottleneck, channels: int, generator: torch.Generator) -> None:
         super().__init__()
         activation, self._bounds = _ACTIVATIONS[spec.activation]
-        down, up = (
-            nn.Conv2d(channels, spec.channels, 3, padding=1),
-            nn.Conv2d(spec.channels, channels, 3, padding=1),
-        )
+        with spare_global_generator():
+            down = nn.Conv2d(channels, spec.channels, 3, padding=1)
+            up = nn.Conv2d(spec.channels, channels, 3, padding=1)
         # In a tuple, so that they are registered where they work, in the split, and not here as well.
         self._layers = (
             nn.Sequential(initialize(down, generator), activation()),

@@ -141,7 +141,8 @@ class BoundCEM(BoundDefense):
         mixture.variances.copy_(variance.view(k, m))
         # Equation 5 within each class: weights keep their sum of 1.
         step = counts.view(k, m) - present.unsqueeze(1) * mixture.weights
-        mixture.weights += step / mixture.counts.clamp_min(1).unsqueeze(1)
+        # A class that the last pass saw less of than this batch holds would get a weight below 0.
+        mixture.weights += step / mixture.counts.maximum(present).clamp_min(1).unsqueeze(1)
 
 
 def _number_of_classes(split: SplitModel) -> int:

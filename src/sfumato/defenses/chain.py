@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.defenses.base import BoundDefense, Change, Context, Defense, Epoch, Player
 from sfumato.models import SplitModel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,7 @@ class BoundChain(BoundDefense):
 
     def losses(self, ctx: Context) -> dict[str, Tensor]:
         """All losses, under their own names; a repeated name gets its part's position."""
-        collected: dict[str, Tensor] = {}
-        for i, member in enumerate(self._bound()):
-            for name, value in member.losses(ctx).items():
-                collected[name if name not in collected else f"{name}_{i}"] = value
-        return collected
+        return _merge(member.losses(ctx) for member in self._bound())
 
     def players(self) -> tuple[Player, ...]:
         """All players."""
@@ -96,5 +94,13 @@ class BoundChain(BoundDefense):
         return probabilities
 
     def theory(self) -> dict[str, float]:
-        """All tracked figures."""
-        return {name: value for member in self._bound() for name, value in member.theory().items()}
+        """All tracked figures; a repeated name gets its part's position."""
+        return _merge(member.theory() for member in self._bound())
+
+
+def _merge(named: Iterable[Mapping[str, T]]) -> dict[str, T]:
+    collected: dict[str, T] = {}
+    for i, values in enumerate(named):
+        for name, value in values.items():
+            collected[name if name not in collected else f"{name}_{i}"] = value
+    return collected

@@ -50,10 +50,9 @@ class AdditiveNoise(Stochastic):
             return z
         if self.kind == "gaussian":
             return z + self.sigma * self.normal(z)
-        u = (
-            self.uniform(z) - 0.5
-        )  # inverse of Laplace's distribution function; 1 − 2|u| > 0 since |u| < ½ but at u = −½
-        tail = (1 - 2 * u.abs()).clamp_min(torch.finfo(z.dtype).tiny)
+        u = self.uniform(z) - 0.5
+        # Inverse of Laplace's distribution function. At u = −½ the tail would be 0: it gets that of the next u.
+        tail = (1 - 2 * u.abs()).clamp_min(torch.finfo(z.dtype).eps)
         return z - self.sigma / 2**0.5 * u.sign() * tail.log()
 
     def extra_repr(self) -> str:

@@ -25,7 +25,7 @@ def distance_correlation(x: Tensor, z: Tensor) -> Tensor:
     """
     if len(x) != len(z) or len(x) < 2:
         raise InputError("distance_correlation (N of x, N of z)", (len(x), len(z)), "the same N of 2 or more")
-    a, b = _centered_distances(x.flatten(1)), _centered_distances(z.flatten(1))
+    a, b = _centered_distances(x), _centered_distances(z)
     covariance, variances = (a * b).mean(), a.square().mean() * b.square().mean()
     # Below the smallest normal number a sample is constant: the ratio is 0 and the root has no gradient there.
     tiny = torch.finfo(variances.dtype).tiny
@@ -34,6 +34,10 @@ def distance_correlation(x: Tensor, z: Tensor) -> Tensor:
 
 
 def _centered_distances(x: Tensor) -> Tensor:
+    x = x.reshape(len(x), -1)
     # The matrix-product shortcut cancels catastrophically for close rows, and its root then has a wild gradient.
     d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    # dCor does not depend on the scale, so a constant one changes no gradient; the fourth powers in it would overflow.
+    largest = d.detach().max()
+    d = d / torch.where(largest > 0, largest, 1.0)
     return d - d.mean(0, keepdim=True) - d.mean(1, keepdim=True) + d.mean()

@@ -58,9 +58,11 @@ class ClassMixture(nn.Module):
             (N,) flat component index, y·M + m.
         """
         k, m, d = self.means.shape
-        z = z.detach()
-        # |z|² is the same for all components of a row, so the nearest is found without it.
-        scores = self.means.square().sum(-1) - 2 * (z @ self.means.view(k * m, d).T).view(-1, k, m)
+        # |z|² is the same for all components of a row, so the nearest is found without it. From the centers' middle:
+        # far from zero the two terms would cancel.
+        middle = self.means.mean((0, 1))
+        z, means = z.detach() - middle, self.means - middle
+        scores = means.square().sum(-1) - 2 * (z @ means.view(k * m, d).T).view(-1, k, m)
         own = scores.gather(1, y.view(-1, 1, 1).expand(-1, 1, m)).squeeze(1)
         return y * m + own.argmin(1)
 

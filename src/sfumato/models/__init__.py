@@ -10,7 +10,15 @@
 from sfumato.models.backbone import Backbone, BackboneInfo, build
 from sfumato.models.cnn import cnn
 from sfumato.models.decoder import Decoder, ResidualBlock
-from sfumato.models.layers import Dropout, Normalize, Stochastic, initialize, scaled, set_generator
+from sfumato.models.layers import (
+    Dropout,
+    Normalize,
+    Stochastic,
+    initialize,
+    scaled,
+    set_generator,
+    spare_global_generator,
+)
 from sfumato.models.resnet import resnet18, resnet20
 from sfumato.models.split import Feature, SplitModel, output_shape, split
 from sfumato.models.vgg import vgg11, vgg16
@@ -43,5 +51,6 @@ __all__ = [
     "output_shape",
     "scaled",
     "set_generator",
+    "spare_global_generator",
     "split",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from sfumato.errors import InputError, one_of
-from sfumato.models.layers import initialize
+from sfumato.models.layers import initialize, spare_global_generator
 
 
 class Backbone(nn.Sequential):
@@ -67,13 +68,14 @@ def build(
 
     if name not in BACKBONES:
         raise InputError("model.backbone", name, one_of(BACKBONES, name))
-    if width <= 0:
+    if not 0 < width < math.inf:
         raise InputError("model.width", width, "a number above 0 (1 is the published network)")
     info = BACKBONES[name]
     if min(image_shape[1:]) < info.minimum_size:
         raise InputError(
             "image size", image_shape[1:], f"at least {info.minimum_size}×{info.minimum_size} for {name}"
         )
-    model = info.build(num_classes, image_shape, width)
+    with spare_global_generator():
+        model = info.build(num_classes, image_shape, width)
     initialize(model, generator)
     return model

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InputError
-from sfumato.models.layers import initialize
+from sfumato.models.layers import initialize, spare_global_generator
 
 
 class ResidualBlock(nn.Module):
@@ -69,12 +69,13 @@ class Decoder(nn.Sequential):
                 "decoder (depth, width)", (depth, width), "depth of 0 or more, width of 1 or more"
             )
         doublings = _doublings(feature_shape, image_shape)
-        layers: list[nn.Module] = [ResidualBlock(feature_shape[0], width)]
-        layers += [ResidualBlock(width, width) for _ in range(depth)]
-        for _ in range(doublings):
-            up = nn.ConvTranspose2d(width, width, 3, stride=2, padding=1, output_padding=1)
-            layers += [up, nn.BatchNorm2d(width), nn.ReLU()]
-        super().__init__(*layers, ResidualBlock(width, image_shape[0]), nn.Sigmoid())
+        with spare_global_generator():
+            layers: list[nn.Module] = [ResidualBlock(feature_shape[0], width)]
+            layers += [ResidualBlock(width, width) for _ in range(depth)]
+            for _ in range(doublings):
+                up = nn.ConvTranspose2d(width, width, 3, stride=2, padding=1, output_padding=1)
+                layers += [up, nn.BatchNorm2d(width), nn.ReLU()]
+            super().__init__(*layers, ResidualBlock(width, image_shape[0]), nn.Sigmoid())
         initialize(self, generator)
 
 

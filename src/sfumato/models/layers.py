@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +85,8 @@ def initialize(module: nn.Module, generator: torch.Generator) -> nn.Module:
     """Draw all weights from ``generator``, in the order of the modules.
 
     Convolutions: He normal, fan out (He et al. 2015). Linear layers: normal with standard deviation 1/√fan_in.
-    Biases zero; normalization layers one and zero. PyTorch's own initialization draws from the global generator,
-    which the library leaves alone.
+    Biases zero; normalization layers one and zero. PyTorch's constructors draw from the global generator, which the
+    library leaves alone: build under :func:`spare_global_generator`.
     """
     with torch.no_grad():
         for layer in module.modules():
@@ -103,6 +104,11 @@ def initialize(module: nn.Module, generator: torch.Generator) -> nn.Module:
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     return module
+
+
+def spare_global_generator() -> AbstractContextManager[None]:
+    """A block after which the global generator is as it was: PyTorch's constructors draw weights from it."""
+    return torch.random.fork_rng(devices=[])
 
 
 def scaled(channels: int, width: float) -> int:

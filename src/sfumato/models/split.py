@@ -110,15 +110,19 @@ def split(
         normalization: Per-channel mean and standard deviation of [0, 1] pixels; becomes the edge's first layer.
 
     Raises:
-        InputError: There is no such stage, or nothing would be left for the cloud.
+        InputError: There is no such stage, nothing would be left for the cloud, or the network normalizes already.
     """
-    stages = OrderedDict(model.named_children())
+    # named_children() would leave out the second place of a module that is used twice, such as one shared ReLU.
+    everything = model.named_modules(remove_duplicate=False)
+    stages = OrderedDict((name, stage) for name, stage in everything if name and "." not in name)
     names = list(stages)
     if at not in names[:-1]:
         raise InputError("cut", at, one_of(names[:-1], at))
     position = names.index(at) + 1
     head: OrderedDict[str, nn.Module] = OrderedDict()
     if normalization is not None:
+        if "normalize" in stages:
+            raise InputError("normalization", normalization, "None: the network has a stage normalize of its own")
         head["normalize"] = Normalize(*normalization)
     head.update((name, stages[name]) for name in names[:position])
     edge = nn.Sequential(head)

@@ -126,6 +126,9 @@ COLUMNS: tuple[Column, ...] = (
 )  # fmt: skip
 
 
+_BRIEF = frozenset({"defense", "test_accuracy", "attack", "test_mse", "test_psnr", "test_ssim", "payload_bytes"})
+
+
 @dataclass(frozen=True)
 class Explanation:
     """What a column, or a group of columns with one meaning, says in plain words."""
@@ -184,15 +187,16 @@ def markdown_table(cards: Sequence[Card]) -> str:
 
 
 def rich_table(cards: Sequence[Card]) -> Table:
-    """The table for people in the terminal."""
+    """The figures that fit a terminal: one row a card; the page and the other tables have them all."""
     members = entries(cards)
-    table = Table(caption="↑ higher is more private, ↓ lower is more private", title_justify="left")
-    for column in COLUMNS:
+    table = Table(caption="↑ higher is more private, ↓ lower is more private", caption_justify="left")
+    columns = [column for column in COLUMNS if column.key in _BRIEF]
+    for column in columns:
         # Text, not a string: square brackets in a label are no markup.
         header = Text(f"{column.full_title} {column.arrow}".strip())
         table.add_column(header, justify="right" if column.numeric else "left")
     for entry in members:
-        table.add_row(*(Text(column.text(entry)) for column in COLUMNS))
+        table.add_row(*(Text(column.text(entry)) for column in columns))
     return table
 
 

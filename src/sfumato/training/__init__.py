@@ -8,7 +8,7 @@ from sfumato.models import SplitModel
 from sfumato.training.loop import Fit, Job, Plan, fit
 from sfumato.training.progress import Bar, Progress, Silent
 from sfumato.training.runtime import Runtime, make_fabric
-from sfumato.training.settings import Training, make_optimizer, make_schedule
+from sfumato.training.settings import Training, load_optimizer, make_optimizer, make_schedule
 from sfumato.training.split_job import SplitJob
 
 AUGMENTATIONS: dict[str, Augment | None] = {
@@ -71,6 +71,7 @@ __all__ = [
     "SplitJob",
     "Training",
     "fit",
+    "load_optimizer",
     "make_fabric",
     "make_optimizer",
     "make_schedule",

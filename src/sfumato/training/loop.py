@@ -92,6 +92,7 @@ class _Position:
     batch: int = 0
     finished: bool = False
     sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     best_score: float = -math.inf
     best: dict[str, Any] | None = None
 
@@ -120,9 +121,11 @@ def fit(job: Job, images: ImageSet, plan: Plan, runtime: Runtime) -> Fit:
     runtime.progress.start(job.title, plan.epochs * steps, position.epoch * steps + position.batch)
     save = _Saver(job, fit_, position, order, runtime)
     while position.epoch < plan.epochs and not position.finished:
-        _run_epoch(job, images, plan, order, position, steps, runtime, save)
-        _close_epoch(job, plan, position, fit_, steps, runtime)
+        stop = _run_epoch(job, images, plan, order, position, steps, runtime, save)
+        _close_epoch(job, plan, position, fit_, runtime)
         save()
+        if stop and position.epoch < plan.epochs and not position.finished:
+            raise Interrupted(f"stopped after epoch {position.epoch} of {plan.epochs}")
     if position.best is not None:
         job.load_weights(position.best)
     runtime.progress.finish()
@@ -138,10 +141,13 @@ def _run_epoch(
     steps: int,
     runtime: Runtime,
     save: _Saver,
-) -> None:
+) -> bool:
+    """Whether it was asked to stop at the very end of the epoch."""
     if position.batch == 0:
         position.sums.clear()
+        position.counts.clear()
         job.epoch_start(position.epoch)
+    stop = False
     at_start = order.get_state()
     for x, y in _batches(images, plan, order, runtime, position.batch):
         x = x.contiguous(memory_format=torch.channels_last)
@@ -149,20 +155,28 @@ def _run_epoch(
         position.batch += 1
         for name, value in losses.items():
             # Sums stay on the device: reading them here would wait for it at every step.
-            position.sums[name] = position.sums.get(name, torch.zeros_like(value)) + value
+            position.sums[name] = position.sums[name] + value if name in position.sums else value
+            position.counts[name] = position.counts.get(name, 0) + 1
         runtime.progress.advance()
-        stop = runtime.should_stop()
+        # One process decides nothing alone: the others would wait for it forever.
+        stop = runtime.fabric.strategy.reduce_boolean_decision(runtime.should_stop(), all=False)
         if (stop or save.due()) and position.batch < steps:
             save(order_state=at_start)
         if stop and position.batch < steps:
             raise Interrupted(f"stopped in epoch {position.epoch + 1} of {plan.epochs}")
+    return stop
 
 
-def _close_epoch(job: Job, plan: Plan, position: _Position, fit_: Fit, steps: int, runtime: Runtime) -> None:
-    means = {name: float(total) / steps for name, total in position.sums.items()}
+def _close_epoch(job: Job, plan: Plan, position: _Position, fit_: Fit, runtime: Runtime) -> None:
+    if runtime.fabric.world_size > 1:
+        # Gradients are shared, running statistics (batch norm's, a mixture's) are not: the first process's are kept.
+        job.load_weights(runtime.fabric.broadcast(job.weights()))
+    # By its own count: a player that waits for its turn reports no loss.
+    means = {name: _mean(total, position.counts[name], runtime) for name, total in position.sums.items()}
     figures = job.epoch_end(position.epoch)
     score = figures["score"]
-    fit_.diverged = not all(map(math.isfinite, means.values()))
+    # The validation loss too: it alone shows what the epoch's last step did.
+    fit_.diverged = not all(map(math.isfinite, (*means.values(), *figures.values())))
     row = {"epoch": position.epoch, **means, **{k: v for k, v in figures.items() if k != "score"}}
     fit_.history.append(
         {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()}
@@ -173,6 +187,12 @@ def _close_epoch(job: Job, plan: Plan, position: _Position, fit_: Fit, steps: in
     position.epoch, position.batch, position.finished = position.epoch + 1, 0, fit_.diverged
     _log(fit_, runtime)
     runtime.progress.note(f"{score:.4f}")
+
+
+def _mean(total: Tensor, count: int, runtime: Runtime) -> float:
+    if runtime.fabric.world_size > 1:
+        total = torch.as_tensor(runtime.fabric.all_reduce(total, reduce_op="mean"))
+    return float(total) / count
 
 
 def steps_per_epoch(images: int, batch_size: int, processes: int = 1) -> int:
@@ -246,16 +266,22 @@ def _restore(job: Job, fit_: Fit, position: _Position, order: torch.Generator, r
     if runtime.folder is None:
         return
     path = Path(runtime.folder) / checkpoint_name(runtime)
-    if not path.is_file():
-        return
+    if path.is_file():
+        _read(path, job, fit_, position, order)
+        position.sums = {name: value.to(runtime.device) for name, value in position.sums.items()}
+    here = (position.epoch, position.batch)
+    together = here == runtime.fabric.broadcast(here)
+    if not runtime.fabric.strategy.reduce_boolean_decision(together):
+        raise CorruptFileError(f"{path}: the processes' checkpoints are of different steps; remove them")
+
+
+def _read(path: Path, job: Job, fit_: Fit, position: _Position, order: torch.Generator) -> None:
     state = load_state(path)
     try:
         job.load_state_dict(state["job"])
         vars(position).update(state["position"])
         vars(fit_).update(state["fit"])
         order.set_state(state["order"].clone())
-    except (KeyError, RuntimeError) as error:
-        raise CorruptFileError(
-            f"{path} does not fit this run ({str(error).splitlines()[0]}); remove it"
-        ) from error
-    position.sums = {name: value.to(runtime.device) for name, value in position.sums.items()}
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CorruptFileError(f"{path} does not fit this run ({reason}); remove it") from error

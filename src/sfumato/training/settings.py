@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
@@ -77,6 +77,18 @@ def make_optimizer(parameters: Iterable[nn.Parameter], training: Training) -> Op
         )
     betas = (training.momentum, 0.999)
     return torch.optim.Adam(parameters, lr=training.lr, betas=betas, weight_decay=training.weight_decay)
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take an optimizer's state back, in the memory layout of the weights it belongs to.
+
+    Files know no layout: momentum that came back in another one than its weight's would be slow to add to it.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def make_schedule(optimizer: Optimizer, training: Training, steps_per_epoch: int) -> Schedule:

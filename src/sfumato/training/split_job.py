@@ -15,7 +15,7 @@ from sfumato.defenses import BoundDefense, Change, Context, Epoch, Player
 from sfumato.models import SplitModel, set_generator
 from sfumato.training.loop import steps_per_epoch
 from sfumato.training.runtime import Runtime
-from sfumato.training.settings import Training, make_optimizer, make_schedule
+from sfumato.training.settings import Training, load_optimizer, make_optimizer, make_schedule
 
 _EVALUATION_BATCH = 512
 
@@ -141,10 +141,10 @@ class SplitJob:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back, bit for bit."""
         self.load_weights(state["weights"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self._optimizer, state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         for turn, saved in zip(self._players, state["players"], strict=True):
-            turn.optimizer.load_state_dict(saved)
+            load_optimizer(turn.optimizer, saved)
         self._generator.set_state(state["generator"].clone())
         self._changed = list(state["changed"])
         # A checkpoint from inside an epoch is resumed without another epoch_start.

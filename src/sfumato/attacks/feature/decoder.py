@@ -14,7 +14,7 @@ from sfumato.attacks.base import Attack, Knowledge, Learned
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
 from sfumato.data import Batches, ImageSet
 from sfumato.models import Decoder
-from sfumato.training import Plan, Runtime, fit
+from sfumato.training import Plan, Runtime, fit, load_optimizer
 
 _BATCH = 512
 
@@ -152,10 +152,11 @@ class DecoderJob:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back, bit for bit."""
         self._decoder.load_state_dict(state["decoder"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self._optimizer, state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._generator.set_state(state["generator"].clone())
         self._target.load_state_dict(state["target"])
+        self._decoder.train()  # a checkpoint from inside an epoch is resumed without another epoch_start
 
 
 def _cpu(generator: torch.Generator) -> torch.Generator:

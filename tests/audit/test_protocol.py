@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from sfumato import metrics
+from sfumato.audit import Card, audit, load_settings, reopen
+from sfumato.audit.runs import load_data, train_run
+from sfumato.errors import CorruptFileError, InputError, Interrupted
+from sfumato.training import Runtime, make_fabric
+
+
+@pytest.fixture
+def runtime():
+    return Runtime(fabric=make_fabric("cpu"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_settings):
+    """One small audit, shared by the tests that only look at it."""
+    root = tmp_path_factory.mktemp("runs")
+    settings = load_settings([tiny_settings])
+    cards = audit(settings, root=root, runtime=Runtime(fabric=make_fabric("cpu")))
+    return root, settings, cards
+
+
+def test_a_card_says_what_a_second_look_finds(finished, runtime):
+    root, settings, cards = finished
+    splits = load_data(settings.data, settings.seed)
+    (label, defense), card = next(iter(settings.resolved_defenses().items())), cards[0]
+    run = train_run(settings, label, defense, splits, root=root, runtime=runtime)
+    for part in ("train", "validation", "test"):
+        images = getattr(splits, part)
+        found = metrics.accuracy(run.split, images, generator=torch.Generator().manual_seed(0))
+        assert found == pytest.approx(getattr(card.utility, f"{part}_accuracy"))
+        assert len(images) == getattr(card.data, part)
+    assert card.cost.edge_parameters == sum(p.numel() for p in run.split.edge.parameters())
+    assert card.cost.payload_bytes == 4 * int(np.prod(card.model.feature_shape))
+    assert card.training.epochs_run == settings.training.epochs
+    assert card.attacks[0].queries > 0
+
+
+def test_figures_on_the_card_are_those_of_its_pictures(finished):
+    _, settings, cards = finished
+    for card in cards:
+        attack = card.attacks[0]
+        assert len(attack.test_mse) == len(attack.test_ssim) == settings.evaluation.victims
+        assert attack.test.mse == pytest.approx(np.mean(attack.test_mse))
+        assert card.worst_case.ssim == pytest.approx(np.mean(attack.test_ssim))
+        ranks = {example.rank: example for example in attack.examples}
+        assert ranks["best"].ssim == max(attack.test_ssim)
+        assert ranks["worst"].ssim == min(attack.test_ssim)
+        for example in attack.examples:
+            original, made = (_pixels(text) for text in (example.original, example.reconstruction))
+            # Rounding to 8 bits moves a pixel by at most half a gray level.
+            assert np.mean((original - made) ** 2) == pytest.approx(example.mse, abs=4e-3)
+
+
+def test_the_mean_image_is_the_best_constant_answer(finished):
+    _, settings, cards = finished
+    splits = load_data(settings.data, settings.seed)
+    judged = splits.test.images[: settings.evaluation.victims].double() / 255
+    mean = splits.train.images.double().mean(0) / 255
+    assert cards[0].mean_image.mse == pytest.approx(float((judged - mean).square().mean()), rel=1e-5)
+
+
+def test_all_defenses_start_from_the_same_backbone(finished, runtime):
+    from sfumato.audit.runs import prepare
+
+    _, settings, _ = finished
+    splits = load_data(settings.data, settings.seed)
+    plain, defended = (prepare(settings, d, splits)[0] for d in settings.resolved_defenses().values())
+    weights = dict(plain.named_parameters())
+    shared = {name.replace("edge.0.", "edge."): p for name, p in defended.named_parameters() if "block1" in name}
+    assert shared
+    for name, parameter in shared.items():
+        assert torch.equal(parameter, weights[name])
+
+
+def test_the_second_call_computes_nothing(finished, monkeypatch):
+    root, settings, cards = finished
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("sfumato.audit.protocol._attack", forbidden)
+    monkeypatch.setattr("sfumato.audit.runs.train", forbidden)
+    assert audit(settings, root=root, runtime=Runtime(fabric=make_fabric("cpu"))) == cards
+
+
+def test_another_label_is_the_same_run(finished, monkeypatch):
+    root, settings, cards = finished
+    monkeypatch.setattr("sfumato.audit.runs.train", None)
+    renamed = settings.model_copy(update={"defenses": ({"recipe": "none", "label": "as it is"},)})
+    again = audit(renamed, root=root, runtime=Runtime(fabric=make_fabric("cpu")))
+    assert again[0].defense.label == "as it is"
+    assert again[0].utility == cards[0].utility
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"training": {"lr": 0.01}},
+        {"model": {"width": 0.05}},
+        {"data": {"train_limit": 280}},
+        {"defenses": [{"recipe": "noise", "sigma": 0.5}]},
+        {"precision": "64-true"},
+    ],
+)
+def test_whatever_determines_the_weights_is_in_the_address(finished, tiny_settings, change, runtime):
+    from sfumato.audit.runs import address, checksum_of
+
+    _, settings, _ = finished
+    other = load_settings([tiny_settings, {"defenses": ["none"]}, change])
+    found = [
+        address(s, next(iter(s.resolved_defenses().values())), checksum_of(load_data(s.data, s.seed)), runtime)
+        for s in (settings, other)
+    ]
+    assert found[0] != found[1]
+
+
+def test_a_damaged_card_is_made_anew_and_is_the_same(tmp_path, tiny_settings, runtime):
+    settings = load_settings([tiny_settings, {"defenses": ["none"]}])
+    first = audit(settings, root=tmp_path, runtime=runtime)[0]
+    path = next(tmp_path.rglob("card.json"))
+    path.write_text(path.read_text()[:-40])
+    again = audit(settings, root=tmp_path, runtime=runtime)[0]
+    assert again.fingerprint() == first.fingerprint()
+    assert Card.load(path) == again
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "run.json"])
+def test_a_damaged_run_is_refused(tmp_path, tiny_settings, runtime, name):
+    settings = load_settings([tiny_settings, {"defenses": ["none"]}])
+    audit(settings, root=tmp_path, runtime=runtime)
+    path = next(tmp_path.rglob(name))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+    next(tmp_path.rglob("card.json")).unlink()
+    with pytest.raises(CorruptFileError, match="train-"):
+        audit(settings, root=tmp_path, runtime=runtime)
+
+
+def test_an_audit_stopped_at_any_step_goes_on_to_the_same_cards(tmp_path, tiny_settings):
+    settings = load_settings([tiny_settings, {"training": {"epochs": 1}, "attacks": [
+        {"attack": "decoder", "depth": 0, "width": 2, "epochs": 1, "batch_size": 64}]}])
+    whole = audit(settings, root=tmp_path / "whole", runtime=Runtime(fabric=make_fabric("cpu")))
+    stops = 0
+    for _ in range(100):
+        steps = iter(range(1))
+        runtime = Runtime(fabric=make_fabric("cpu"), should_stop=lambda steps=steps: next(steps, None) is None)
+        try:
+            resumed = audit(settings, root=tmp_path / "stopped", runtime=runtime)
+            break
+        except Interrupted:
+            stops += 1
+    assert stops > 3
+    assert [card.fingerprint() for card in resumed] == [card.fingerprint() for card in whole]
+    assert _weights(tmp_path / "whole") == _weights(tmp_path / "stopped")
+
+
+@pytest.mark.slow
+def test_an_audit_killed_in_the_middle_goes_on_to_the_same_cards(tmp_path, tiny_settings):
+    longer = {"training": {"epochs": 12}, "defenses": ["cem"]}
+    config = tmp_path / "audit.yaml"
+    config.write_text(yaml.safe_dump({**tiny_settings, "training": {**tiny_settings["training"], "epochs": 12},
+                                      "defenses": ["cem"]}))
+    whole = audit(load_settings([tiny_settings, longer]), root=tmp_path / "whole", runtime=Runtime(
+        fabric=make_fabric("cpu")))
+    command = [sys.executable, "-c", "from sfumato.cli import main; main()", "audit", "--config", str(config),
+               "--runs", str(tmp_path / "killed"), "--out", str(tmp_path / "page"), "--checkpoint-seconds", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    victim = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (log := list((tmp_path / "killed").rglob("metrics.jsonl"))) or not 2 <= log[0].read_text().count("\n"):
+        assert victim.poll() is None, victim.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    assert not list((tmp_path / "killed").rglob("run.json")), "killed too late to show anything"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    resumed = Card.load(next((tmp_path / "killed").rglob("card.json")))
+    assert resumed.fingerprint() == whole[0].fingerprint()
+    assert _weights(tmp_path / "whole") == _weights(tmp_path / "killed")
+
+
+def test_an_attacker_without_auxiliary_images_is_told_so_before_anything_is_trained(tmp_path, tiny_settings, runtime):
+    settings = load_settings([tiny_settings, {"evaluation": {"knowledge": "auxiliary"}}])
+    with pytest.raises(InputError, match=r"data\.auxiliary"):
+        audit(settings, root=tmp_path, runtime=runtime)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_attacker_with_images_of_its_own(tmp_path, tiny_settings, runtime):
+    change = {
+        "evaluation": {"knowledge": "auxiliary", "threat_model": "black-box", "victims": 10},
+        "data": {"auxiliary": 0.3},
+        "defenses": ["none"],
+    }
+    card = audit(load_settings([tiny_settings, change]), root=tmp_path, runtime=runtime)[0]
+    attack = card.attacks[0]
+    assert (attack.trained_on, attack.threat_model, len(attack.test_mse)) == ("auxiliary", "black-box", 10)
+    assert card.data.auxiliary == 90
+
+
+def test_a_defense_that_cannot_be_set_up_stops_before_the_first_is_trained(tmp_path, tiny_settings, runtime):
+    settings = load_settings([tiny_settings, {"defenses": ["none", {"label": "bare", "chain": [{"part": "noise"}]}]}])
+    with pytest.raises(InputError, match="bare: defense noise: .* put bottleneck before it"):
+        audit(settings, root=tmp_path, runtime=runtime)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_attacks_of_one_kind_are_told_apart_and_the_worst_case_is_of_both(tmp_path, tiny_settings, runtime):
+    weak = tiny_settings["attacks"][0]
+    change = {"defenses": ["none"], "attacks": [weak, {**weak, "epochs": 4, "lr": 0.01}]}
+    card = audit(load_settings([tiny_settings, change]), root=tmp_path, runtime=runtime)[0]
+    assert [a.attack.name for a in card.attacks] == ["decoder 1", "decoder 2"]
+    both = np.array([a.test_mse for a in card.attacks])
+    assert card.worst_case.mse == pytest.approx(both.min(0).mean(), rel=1e-6)
+    assert card.worst_case.mse <= min(a.test.mse for a in card.attacks) + 1e-9
+
+
+def test_a_run_is_opened_again_and_refused_if_its_data_changed(finished, tiny_settings, runtime):
+    root, _, _ = finished
+    folder = next(root.glob("train-*"))
+    settings = load_settings([reopen.settings_of(folder), {"attacks": [{**tiny_settings["attacks"][0], "width": 3}]}])
+    run, splits = reopen.run_of(folder, settings, runtime=runtime)
+    assert run.folder.resolve() == folder.resolve()
+    assert len(splits.test) > 0
+    changed = load_settings([reopen.settings_of(folder), {"data": {"train_limit": 250}}])
+    with pytest.raises(InputError, match="images, version and device"):
+        reopen.run_of(folder, changed, runtime=runtime)
+
+
+def test_real_photographs(shared_data, tmp_path, tiny_settings, runtime):
+    change = {
+        "data": {"source": "cifar10", "path": str(shared_data / "cifar10-small"), "train_limit": 200, "test": None,
+                 "test_limit": 50},
+        "defenses": ["dist_corr"],
+    }
+    card = audit(load_settings([tiny_settings, change]), root=tmp_path, runtime=runtime)[0]
+    assert card.data.image_shape == (3, 32, 32)
+    assert "airplane" in card.data.classes
+    assert _pixels(card.attacks[0].examples[0].original).shape == (32, 32, 3)
+
+
+def _pixels(text: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))), dtype=float) / 255
+
+
+def _weights(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("model.safetensors"))}
