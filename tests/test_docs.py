@@ -46,7 +46,7 @@ def blocks_of(text: str) -> list[Block]:
                 fence, before = "", ""
             else:
                 body.append(line)
-        elif opening := re.fullmatch(r"(`{3,})(\w*)", line.strip()):
+        elif opening := re.fullmatch(r"(`{3,})([^`]*)", line.strip()):
             (fence, language), body, start = opening.groups(), [], number + 1
         elif line.strip():
             before = line.strip()
@@ -85,7 +85,9 @@ YAML = [pytest.param(block.text, id=f"{shown(page)}:{block.line}") for page, blo
 
 
 def test_blocks_are_read_as_meant():
-    text = "a\n```python\nx = 1\n```\n<!-- not run: no\n\n<!-- not run: slow -->\n\n```python\ny\n```\n````md\n```\n````"
+    text = (
+        "a\n```python\nx = 1\n```\n<!-- not run: no\n\n<!-- not run: slow -->\n\n```python\ny\n```\n````md\n```\n````"
+    )
     assert blocks_of(text) == [
         Block("python", "x = 1", 3),
         Block("python", "y", 10, skipped=True),
@@ -141,7 +143,9 @@ REGISTERED = [
 ]
 
 
-@pytest.mark.parametrize(("page", "name", "build"), REGISTERED, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("page", "name", "build"), REGISTERED, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_everything_registered_is_documented(page, name, build):
     text = (DOCS / page).read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith(f"| `{name}`")]

@@ -76,7 +76,9 @@ def test_lower_folders_never_import_higher_ones(path):
 
 
 def test_nothing_imports_torchvision():
-    guilty = [shown(path) for path in OURS if any(name.split(".")[0] == "torchvision" for name in imported(parsed(path)))]
+    guilty = [
+        shown(path) for path in OURS if any(name.split(".")[0] == "torchvision" for name in imported(parsed(path)))
+    ]
     assert not guilty
 
 

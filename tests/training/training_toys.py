@@ -31,7 +31,9 @@ def make_images(n: int = 20, seed: int = 0, shape: tuple[int, int, int] = SHAPE)
     return ImageSet(pixels, torch.arange(n) % CLASSES, tuple("abc"))
 
 
-def make_split(seed: int = 0, *, width: int = 6, dropout: float = 0.2, norm: bool = True) -> SplitModel:
+def make_split(
+    seed: int = 0, *, width: int = 6, dropout: float = 0.2, norm: bool = True, classes: int = CLASSES
+) -> SplitModel:
     """Edge: convolution, pooling to a map of 4x4x4; cloud: dropout and a linear layer."""
     edge = nn.Sequential(
         nn.Conv2d(1, width, 3, padding=1),
@@ -40,7 +42,7 @@ def make_split(seed: int = 0, *, width: int = 6, dropout: float = 0.2, norm: boo
         nn.AvgPool2d(4),
         nn.Conv2d(width, 4, 3, padding=1),
     )
-    cloud = nn.Sequential(nn.Flatten(), Dropout(dropout), nn.Linear(64, CLASSES))
+    cloud = nn.Sequential(nn.Flatten(), Dropout(dropout), nn.Linear(64, classes))
     model = nn.Sequential(OrderedDict(first=edge, second=cloud))
     initialize(model, generator(seed))
     return split(model, "first", image_shape=SHAPE)

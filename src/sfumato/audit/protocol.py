@@ -21,7 +21,7 @@ from sfumato import metrics
 from sfumato.attacks import Attack, Knowledge, Reconstruction, WhiteBox, make_target
 from sfumato.audit import card as cards
 from sfumato.audit.card import Card
-from sfumato.audit.runs import Run, checksum_of, load_data, prepare, train_run
+from sfumato.audit.runs import Run, checksum_of, load_data, prepare, train_run, undefended
 from sfumato.audit.settings import Settings
 from sfumato.audit.suspicions import Evidence, gradient_through, is_random, suspicions
 from sfumato.data import ImageSet, Splits
@@ -79,6 +79,7 @@ def train_all(settings: Settings, *, root: Path, runtime: Runtime) -> list[Run]:
 
 def _check_fit(settings: Settings, defenses: Mapping[str, Defense], splits: Splits) -> None:
     """Find out before the first hour of training, not after it, that the last defense cannot be set up."""
+    undefended(settings, splits, torch.Generator().manual_seed(settings.seed))
     for label, defense in defenses.items():
         try:
             prepare(settings, defense, splits)

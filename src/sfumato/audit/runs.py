@@ -53,12 +53,24 @@ class Run:
 
 def load_data(settings: DataSettings, seed: int) -> Splits:
     """The images that the settings name."""
-    return data.load(**settings.model_dump(), seed=seed)
+    try:
+        return data.load(**settings.model_dump(), seed=seed)
+    except InputError as error:
+        if error.field in DataSettings.model_fields:
+            raise InputError(f"data.{error.field}", error.value, error.accepted) from error
+        raise
 
 
 def prepare(settings: Settings, defense: Defense, splits: Splits) -> tuple[SplitModel, BoundDefense]:
     """The untrained split model under its defense. The same seed gives every defense the same initial backbone."""
     generator = torch.Generator().manual_seed(settings.seed)
+    whole = undefended(settings, splits, generator)
+    bound = defense.bind(whole, generator=generator)
+    return bound.defend(whole), bound
+
+
+def undefended(settings: Settings, splits: Splits, generator: torch.Generator) -> SplitModel:
+    """The untrained network that the settings name, cut in two."""
     shape, classes = splits.train.image_shape, splits.train.num_classes
     chosen: ModelSettings = settings.model
     backbone = models.build(chosen.backbone, classes, shape, width=chosen.width, generator=generator)
@@ -66,9 +78,7 @@ def prepare(settings: Settings, defense: Defense, splits: Splits) -> tuple[Split
     if constants is not None and len(constants[0]) != shape[0]:
         constants = None  # the preset's constants are for colour, and gray was asked for
     cut = chosen.cut or backbone.default_cut
-    whole = models.split(backbone, cut, image_shape=shape, normalization=constants)
-    bound = defense.bind(whole, generator=generator)
-    return bound.defend(whole), bound
+    return models.split(backbone, cut, image_shape=shape, normalization=constants)
 
 
 def address(settings: Settings, defense: Defense, checksum: str, runtime: Runtime) -> str:

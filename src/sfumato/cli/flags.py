@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import Parameter, Token
 from pydantic import BaseModel
@@ -55,20 +56,29 @@ def _parameters(section: type[BaseModel], path: tuple[str, ...]) -> Iterator[ins
 
 
 def _annotation(field: FieldInfo, path: tuple[str, ...]) -> Any:
-    many = isinstance(field.default, tuple) or "tuple" in str(field.annotation)
+    kind = _without_none(field.annotation)
+    many = get_origin(kind) is tuple
+    # Text wherever it is not a choice: cyclopts would validate it first, alone, and in other words.
+    choice = get_origin(kind) is Literal
     description = " ".join((field.description or "").replace("``", "").split())
-    return Annotated[
-        list[str] | None if many else field.annotation | None,  # type: ignore[operator]
-        Parameter(
-            name="--" + ".".join(path),
-            help=f"{description} [default: {_shown(field.default)}]" if field.default is not None else description,
-            group=path[0] if len(path) > 1 else "Parameters",
-            show_default=False,
-            consume_multiple=many,
-            negative=(),
-            converter=_several if many else _one,
-        ),
-    ]
+    parameter = Parameter(
+        name="--" + ".".join(path),
+        help=f"{description} [default: {_shown(field.default)}]" if field.default is not None else description,
+        group=path[0] if len(path) > 1 else "Parameters",
+        show_default=False,
+        consume_multiple=many,
+        negative=(),
+        metavar=None if choice else "NAME..." if many else kind.__name__.upper(),
+        converter=None if choice else _several if many else _one,
+    )
+    return Annotated[kind | None if choice else list[Any] | None if many else Any, parameter]
+
+
+def _without_none(annotation: Any) -> Any:
+    """The type itself, without ``| None`` and without the bounds that the settings check."""
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = next(member for member in get_args(annotation) if member is not NoneType)
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def _shown(value: object) -> str:

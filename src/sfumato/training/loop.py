@@ -15,6 +15,7 @@ from torch import Tensor
 from sfumato.data import Augment, Batches, ImageSet
 from sfumato.errors import CorruptFileError, Interrupted
 from sfumato.storage import load_state, save_state, write_text
+from sfumato.training import tensorboard
 from sfumato.training.runtime import Runtime
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -112,8 +113,11 @@ def fit(job: Job, images: ImageSet, plan: Plan, runtime: Runtime) -> Fit:
     Raises:
         Interrupted: The runtime was asked to stop; the checkpoint holds everything up to there.
         CorruptFileError: The checkpoint does not match its checksum.
+        InputError: TensorBoard is wanted and not installed.
         StorageError: The disk refused.
     """
+    if runtime.tensorboard:
+        tensorboard.require()  # now, not after the first epoch
     fit_, position = Fit(), _Position()
     order = torch.Generator().manual_seed(plan.seed)
     _restore(job, fit_, position, order, runtime)
@@ -222,9 +226,7 @@ def _log(fit_: Fit, runtime: Runtime) -> None:
     # Written whole from the checkpoint's history, so that a resumed run's log has no row twice.
     write_text(runtime.folder / LOG, "".join(json.dumps(row) + "\n" for row in fit_.history))
     if runtime.tensorboard:
-        from sfumato.training.tensorboard import write_row
-
-        write_row(runtime.folder, fit_.history[-1])
+        tensorboard.write_row(runtime.folder, fit_.history[-1])
 
 
 class _Saver:

@@ -66,16 +66,17 @@ class Bar:
         self._task = self._bar.add_task("", total=None, visible=False, note="")
 
     def __enter__(self) -> Self:
-        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._bar.live.is_started:  # otherwise it would print an empty line
+            self._bar.stop()
 
     def start(self, title: str, total: int, done: int = 0) -> None:
         """Show a new task; the last one stays above it."""
+        self._bar.start()  # not earlier: an error before the first task should find an empty terminal
         self._task = self._bar.add_task(title, total=total, completed=done, note="")
 
     def advance(self, steps: int = 1) -> None:

@@ -43,9 +43,10 @@ class Runtime:
         """The same in another folder."""
         return replace(self, folder=folder)
 
-    def generator(self, seed: int) -> torch.Generator:
-        """A generator on the device, of its own stream in each process."""
-        return torch.Generator(self.device).manual_seed(seed * 1009 + self.fabric.global_rank)
+    def generator(self, seed: int, *, shared: bool = False) -> torch.Generator:
+        """A generator on the device, of its own stream in each process unless ``shared``."""
+        rank = 0 if shared else self.fabric.global_rank
+        return torch.Generator(self.device).manual_seed(seed * 1009 + rank)
 
 
 def make_fabric(device: str = "auto", precision: str = "32-true", processes: int = 1) -> Fabric:
@@ -61,7 +62,7 @@ def make_fabric(device: str = "auto", precision: str = "32-true", processes: int
     """
     try:
         fabric = Fabric(accelerator=device, devices=processes, precision=precision)  # type: ignore[arg-type]
-    except (ValueError, RuntimeError, ImportError) as error:
+    except (TypeError, ValueError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         given = f"{device}, {precision}, {processes}"
         raise InputError("device, precision, processes", given, f"what this machine has: {reason}") from error

@@ -99,7 +99,7 @@ class SplitJob:
         self._schedule.step()
         reported = {name: value.detach() for name, value in losses.items()}
         if self._players:
-            z_clean, z_sent, logits = seen
+            x, z_clean, z_sent, logits = map(self._converted, (x, *seen))
             ctx = Context(x, y, z_clean, z_sent, logits, epoch, step, lr, self._generator)
             for turn in self._players:
                 reported |= turn(ctx)
@@ -108,7 +108,7 @@ class SplitJob:
     def epoch_end(self, epoch: int) -> dict[str, float]:
         """Validation loss and accuracy through the channel; the accuracy is the score."""
         self.defense.epoch_end(self._epoch(epoch))
-        loss, right = self._validate()
+        loss, right = self._runtime.fabric.broadcast(self._validate())
         self._schedule.epoch_end(loss)
         return {"validation_loss": loss, "validation_accuracy": right, "score": right}
 
@@ -176,21 +176,27 @@ class SplitJob:
         was_training = self.split.training
         self.split.eval()
         try:
-            with torch.no_grad():
-                for x, y in Batches(self._images, _EVALUATION_BATCH, shuffle=False):
-                    yield self.split.edge(x.contiguous(memory_format=torch.channels_last)), y
+            for x, y in Batches(self._images, _EVALUATION_BATCH, shuffle=False):
+                with torch.no_grad():  # around the edge alone: whoever reads the features may want gradients
+                    z = self.split.edge(self._converted(x.contiguous(memory_format=torch.channels_last)))
+                yield z, y
         finally:
             self.split.train(was_training)
+
+    def _converted(self, tensor: Tensor) -> Tensor:
+        """In the precision that Fabric gave the weights, for calls that do not go through it."""
+        return tensor.to(next(self.split.parameters()).dtype)
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:
         self.split.eval()
         # A stream of its own, the same each epoch: epochs are compared under one noise, and training's goes on.
-        set_generator(self.split, self._runtime.generator(self._seed + 1))
+        # In every process too: the learning rate and the selection may depend on it.
+        set_generator(self.split, self._runtime.generator(self._seed + 1, shared=True))
         loss = torch.zeros((), device=self._runtime.device)
         right = torch.zeros((), device=self._runtime.device, dtype=torch.int64)
         for x, y in Batches(self._validation, _EVALUATION_BATCH, shuffle=False):
-            logits = self.split(x.contiguous(memory_format=torch.channels_last))
+            logits = self.split(self._converted(x.contiguous(memory_format=torch.channels_last)))
             loss += F.cross_entropy(logits, y, reduction="sum")
             right += (logits.argmax(1) == y).sum()
         set_generator(self.split, self._generator)

@@ -8,13 +8,22 @@ from typing import Any
 from sfumato.errors import InputError
 
 
-def write_row(folder: Path, row: dict[str, Any]) -> None:
-    """Append one epoch's figures to the event files in ``folder``/tensorboard."""
+def require() -> Any:
+    """The class that writes event files.
+
+    Raises:
+        InputError: TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise InputError("tensorboard", True, "false, or: pip install 'sfumato[tensorboard]'") from error
-    with SummaryWriter(str(folder / "tensorboard"), purge_step=row["epoch"]) as writer:
+    return SummaryWriter
+
+
+def write_row(folder: Path, row: dict[str, Any]) -> None:
+    """Append one epoch's figures to the event files in ``folder``/tensorboard."""
+    with require()(str(folder / "tensorboard"), purge_step=row["epoch"]) as writer:
         for name, value in row.items():
             if name != "epoch" and value is not None:
                 writer.add_scalar(name, value, row["epoch"])

@@ -155,6 +155,7 @@ class DecoderJob:
         load_optimizer(self._optimizer, state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._generator.set_state(state["generator"].clone())
+        self._decoder.train()  # a checkpoint from inside an epoch is resumed without another epoch_start
         self._target.load_state_dict(state["target"])
         self._decoder.train()  # a checkpoint from inside an epoch is resumed without another epoch_start
 

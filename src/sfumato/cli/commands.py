@@ -28,6 +28,7 @@ from sfumato.training import Bar, Runtime, make_fabric
 app = App(
     name="sfumato",
     version=sfumato.__version__,
+    suppress_keyboard_interrupt=False,
     help="Private split inference: train split models, attack them, report what leaks.\n\n"
     "Exit codes: 0 fine, 1 an error of the program, 2 bad input, 130 interrupted (the same command resumes).",
 )

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from sfumato.audit import Card
+from sfumato.audit.settings import Settings
+from sfumato.cli import run
+from sfumato.cli.catalogue import CATALOGUE
+
+
+@pytest.fixture
+def config(tmp_path, tiny_settings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "audit.yaml"
+    path.write_text(yaml.safe_dump(dict(tiny_settings)))
+    return str(path)
+
+
+def test_audit_report_attack_and_train_hang_together(config, tmp_path, capsys):
+    assert run(["audit", "--config", config, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [row["defense"] for row in told["rows"]] == ["none", "cem"]
+    assert (tmp_path / "sfumato-page" / "page.html").read_text().startswith("<!doctype html>")
+
+    assert run(["report", told["cards"], "--out", "again", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == told["rows"]
+    assert (tmp_path / "again" / "page.html").read_bytes() == (tmp_path / "sfumato-page" / "page.html").read_bytes()
+
+    assert run(["train", "--config", config, "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [r["defense"] for r in runs] == ["none", "cem"]
+
+    weaker = '{"attack": "decoder", "depth": 0, "width": 2, "epochs": 1}'
+    assert run(["attack", runs[1]["run"], "--attacks", weaker, "--evaluation.threat-model", "black-box", "--json"]) == 0
+    capsys.readouterr()
+    card = Card.load(next((tmp_path / "sfumato-page" / "cards").iterdir()))
+    assert (card.defense.label, card.attacks[0].threat_model) == ("cem", "black-box")
+    assert card.attacks[0].attack.arguments["width"] == 2
+
+
+def test_the_terminal_shows_table_verdict_and_page(config, capsys):
+    assert run(["audit", "--config", config, "--defenses", "none"]) == 0
+    shown = capsys.readouterr().out
+    assert "Defense" in shown
+    assert "page.html" in shown
+    assert "certificate" in shown
+
+
+def test_flags_override_the_file(config, capsys):
+    flags = ["--defenses", "noise", '{"recipe": "noise", "sigma": 0.5}', "--training.epochs", "1", "--seed", "3"]
+    assert run(["train", "--config", config, *flags, "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [r["defense"] for r in runs] == ["noise", "noise (sigma=0.5)"]
+    assert all(r["epoch_kept"] == 0 for r in runs)
+
+
+@pytest.mark.parametrize("kind", list(CATALOGUE))
+def test_list(kind, capsys):
+    assert run(["list", kind, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert list(told) == [kind]
+    assert all(row["name"] for row in told[kind])
+    assert run(["list", kind]) == 0
+    assert told[kind][0]["name"] in capsys.readouterr().out
+
+
+def test_list_everything(capsys):
+    assert run(["list", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == set(CATALOGUE)
+
+
+def test_help_names_every_setting(capsys):
+    assert run(["audit", "--help"]) == 0
+    text = capsys.readouterr().out
+    for section, field in Settings.model_fields.items():
+        names = getattr(field.annotation, "model_fields", None)
+        for name in names or [section]:
+            assert f"--{section}.{name}" if names else f"--{name}" in text
+
+
+BAD = {
+    "nothing to read": (["audit", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    "unknown command": (["audti"], "Did you mean"),
+    "unknown flag": (["audit", "--data.sorce", "x"], "--data.source"),
+    "unknown preset": (["audit", "--preset", "digit"], "did you mean digits?"),
+    "unknown defense": (["audit", "--defenses", "cme"], "did you mean cem?"),
+    "unknown part": (["audit", "--defenses", '{"part": "nosie"}'], "did you mean noise?"),
+    "unknown argument": (["audit", "--defenses", '{"recipe": "noise", "sgma": 1}'], "did you mean sigma?"),
+    "negative sigma": (["audit", "--defenses", '{"recipe": "noise", "sigma": -1}'], "noise.sigma: got -1.0"),
+    "no JSON": (["audit", "--defenses", "{recipe: noise}"], "JSON"),
+    "label twice": (["audit", "--defenses", "cem", "cem"], "a label that occurs once"),
+    "chain and more": (["audit", "--defenses", '{"chain": ["noise"], "sigma": 1}'], "nothing but label beside chain"),
+    "chain no list": (["audit", "--defenses", '{"chain": "noise"}'], "a list of recipes"),
+    "neither": (["audit", "--defenses", "{}"], "recipe or part"),
+    "unknown attack": (["audit", "--attacks", "decodr"], "did you mean decoder?"),
+    "attack argument": (["audit", "--attacks", '{"attack": "decoder", "widht": 2}'], "did you mean width?"),
+    "attack value": (["audit", "--attacks", '{"attack": "decoder", "epochs": 0}'], "decoder.epochs: got 0"),
+    "unknown backbone": (["audit", "--model.backbone", "vgg12"], "did you mean"),
+    "unknown cut": (["audit", "--model.cut", "conv99"], "conv1"),
+    "width": (["audit", "--model.width", "0"], "model.width"),
+    "epochs": (["audit", "--training.epochs", "0"], "training.epochs: got '0'"),
+    "not a number": (["audit", "--training.lr", "fast"], "training.lr: got 'fast'"),
+    "schedule": (["audit", "--training.schedule", "stepp"], 'Did you mean "step"?'),
+    "data path": (["audit", "--data.source", "./nowhere/at/all"], "data.source: got './nowhere/at/all'"),
+    "no card": (["report", "nothing.json"], "nothing.json"),
+    "no cards": (["report", "."], "a folder that holds some"),
+    "no run": (["attack", "."], "run.json"),
+    "attack reads no training": (["attack", ".", "--training.epochs", "3"], "only attacks, evaluation"),
+    "list what": (["list", "cats"], "Choose from"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = BAD[case]
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert expected in err
+    assert "Traceback" not in err + out
+    assert err.startswith("sfumato: ")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("training: {epochs: 0, lr: -1}\ndefenses: [cme, noies]", ["training.epochs", "training.lr"]),
+        ("defenses: [cme, noies]\nattacks: [dcoder]", ["defenses[0]", "defenses[1]", "attacks[0]"]),
+        ("trainin: {epochs: 1}", ["did you mean training?"]),
+        ("training: {epoch: 1}", ["did you mean epochs?"]),
+        ("defenses: []", ["at least one"]),
+        ("attacks: []", ["at least one"]),
+        ("- a list", ["a mapping of fields, not a list"]),
+        ("a: [", ["YAML"]),
+    ],
+)
+def test_everything_wrong_in_a_file_is_told_at_once(text, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_text(text)
+    assert run(["audit", "--config", "bad.yaml"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == len(expected)
+    for words in expected:
+        assert words in err
+
+
+def test_an_empty_file_is_the_defaults_of_the_fields(tmp_path, monkeypatch, capsys):
+    from sfumato.cli.commands import _settings
+
+    (tmp_path / "empty.yaml").write_text("")
+    assert _settings(None, tmp_path / "empty.yaml", {}) == Settings()
+    assert _settings(None, None, {}).model.width == 0.25
+    assert _settings("digits", tmp_path / "empty.yaml", {"seed": "4"}).seed == 4
+
+
+def test_presets_are_valid():
+    from sfumato.audit.settings import PRESETS, load_settings, preset
+
+    for name in PRESETS:
+        assert load_settings([preset(name)]).resolved_defenses()
+
+
+def test_a_full_disk_is_one_line(config, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert run(["train", "--config", config]) == 2
+    assert "no space left on the disk" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_refused(config, tmp_path, capsys):
+    from sfumato.audit import load_settings, read_yaml, train_all
+    from sfumato.errors import Interrupted
+    from sfumato.training import Runtime, make_fabric
+
+    settings = load_settings([read_yaml(config)])
+    steps = iter(range(2))
+    with pytest.raises(Interrupted):
+        train_all(settings, root=tmp_path / "runs", runtime=Runtime(
+            fabric=make_fabric("cpu"), should_stop=lambda: next(steps, None) is None))
+    path = next((tmp_path / "runs").rglob("checkpoint.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(bytes(content))
+    assert run(["train", "--config", config]) == 2
+    err = capsys.readouterr().err
+    assert "does not match its checksum" in err
+    assert "checkpoint.safetensors" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_resumable_run_and_says_how_to_resume(config, tmp_path, number):
+    command = [sys.executable, "-c", "from sfumato.cli import main; main()",
+               "train", "--config", config, "--defenses", "none", "--training.epochs", "400"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+                               env=os.environ)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "runs").rglob("metrics.jsonl")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "To go on: sfumato train --config" in err
+    assert "Traceback" not in err
+    assert list((tmp_path / "runs").rglob("checkpoint.safetensors"))
+    assert not list((tmp_path / "runs").rglob("*.partial"))
+
+
+def test_a_second_ctrl_c_stops_at_once(monkeypatch, capsys):
+    from sfumato.cli.interrupt import stop_on_interrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_interrupt() as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sfumato.cli.commands.CATALOGUE", {"data": stopped})
+    assert run(["list"]) == 130
+    assert "stopped at once" in capsys.readouterr().err
+
+
+def test_an_error_of_the_program_is_not_dressed_up(monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("sfumato.cli.commands.CATALOGUE", {"data": broken})
+    with pytest.raises(ZeroDivisionError):
+        run(["list"])

@@ -1,0 +1,402 @@
+"""One row for every registered part and recipe; one without a row fails a test."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.defenses import PARTS, RECIPES, BoundDefense, Context, Defense, Epoch, build, chain
+from sfumato.defenses import bottleneck as bottleneck_file
+from sfumato.errors import InputError
+from sfumato.models import SplitModel, set_generator, split
+from sfumato.models import build as build_backbone
+
+SHAPE, CLASSES, CHANNELS = (3, 16, 16), 4, 3
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Row:
+    """How to try a part or recipe.
+
+    Args:
+        others: Arguments, each at a value other than its default.
+        bad: Argument to values that are refused.
+        before: Parts it needs before it.
+        losses: Names of its losses from the second epoch on.
+        state: Whether it tracks something itself (what it puts into the split is the split's).
+        refuses: What :meth:`bind` says on the bare split, if anything.
+    """
+
+    others: dict[str, Any]
+    bad: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    before: tuple[dict[str, Any], ...] = ()
+    losses: tuple[str, ...] = ()
+    state: bool = False
+    refuses: str = ""
+
+
+NAN, INF = float("nan"), float("inf")
+FEW = {"part": "bottleneck", "channels": CHANNELS}
+PART_ROWS = {
+    "bottleneck": Row(
+        {"channels": 5, "activation": "tanh"}, {"channels": (0, -1, 2.5, "many"), "activation": ("relu", None)}
+    ),
+    "noise": Row(
+        {"sigma": 0.5, "kind": "laplace"},
+        {"sigma": (-0.1, NAN, INF, "loud", None), "kind": ("uniform",)},
+        before=(FEW,),
+        refuses="put bottleneck before it",
+    ),
+    "dropout": Row({"p": 0.6}, {"p": (-0.1, 1, 1.5, NAN)}),
+    "distance_correlation": Row({"alpha": 3.0}, {"alpha": (-1, NAN, INF)}, losses=("distance_correlation",)),
+    "cem": Row(
+        {"weight": 2.0, "components": 2, "schedule": "constant", "threshold": 0.0625},
+        {
+            "weight": (-1, NAN, INF),
+            "components": (0, 1.5),
+            "schedule": ("linear",),
+            "threshold": (0, -1, NAN, INF),
+        },
+        before=(FEW, {"part": "noise", "sigma": 0.1}),
+        losses=("cem",),
+        state=True,
+        refuses="noise before it in the chain",
+    ),
+}
+_SIGMA, _P, _CEM, _ALPHA = {"sigma": 0.2}, {"p": 0.5}, {"weight": 3.0}, {"alpha": 2.0}
+_C = {"channels": CHANNELS}
+_BAD_SIGMA, _BAD_CHANNELS = {"sigma": (-1, NAN)}, {"channels": (0,)}
+RECIPE_ROWS = {
+    "none": Row({}),
+    "bottleneck": Row(_C, _BAD_CHANNELS),
+    "noise": Row(_SIGMA | _C, _BAD_SIGMA | _BAD_CHANNELS),
+    "laplace_noise": Row(_SIGMA | _C, _BAD_SIGMA | _BAD_CHANNELS),
+    "dropout": Row(_P | _C, {"p": (1,)} | _BAD_CHANNELS),
+    "dist_corr": Row(_ALPHA | _C, {"alpha": (-1,)} | _BAD_CHANNELS, losses=("distance_correlation",)),
+    "noise_nopeek": Row(_ALPHA | _SIGMA | _C, {"alpha": (-1,)} | _BAD_SIGMA, losses=("distance_correlation",)),
+    "cem": Row(_CEM | _SIGMA | _C, {"weight": (-1,)} | _BAD_SIGMA, losses=("cem",), state=True),
+    "dropout_cem": Row(_CEM | _P | _SIGMA | _C, {"p": (1,)} | _BAD_SIGMA, losses=("cem",), state=True),
+    "dist_corr_cem": Row(
+        _CEM | _ALPHA | _SIGMA | _C, {"alpha": (NAN,)}, losses=("distance_correlation", "cem"), state=True
+    ),
+    "noise_nopeek_cem": Row(
+        _CEM | _ALPHA | _SIGMA | _C, {"weight": (NAN,)}, losses=("distance_correlation", "cem"), state=True
+    ),
+}
+TABLE = {("part", name): row for name, row in PART_ROWS.items()} | {
+    ("recipe", name): row for name, row in RECIPE_ROWS.items()
+}
+every = pytest.mark.parametrize(("kind", "name"), TABLE, ids="-".join)
+
+
+def bare(seed: int = 0) -> SplitModel:
+    model = build_backbone("cnn", CLASSES, SHAPE, width=0.04, generator=seeded(seed))
+    return split(model, "block2", image_shape=SHAPE)
+
+
+def defense_of(kind: str, name: str, *, default: bool = False) -> Defense:
+    """The row's defense, behind what it needs."""
+    row = TABLE[kind, name]
+    alone = build({kind: name} if default else {kind: name, **row.others})
+    return chain(*(build(part) for part in row.before), alone)
+
+
+def bound_to(defense: Defense, seed: int = 0) -> tuple[BoundDefense, SplitModel]:
+    before = bare()
+    bound = defense.bind(before, generator=seeded(seed))
+    model = bound.defend(before)
+    set_generator(model, seeded(seed + 1))
+    return bound, model
+
+
+def images(n: int = 24, seed: int = 9) -> tuple[Tensor, Tensor]:
+    return torch.rand(n, *SHAPE, generator=seeded(seed)), torch.arange(n) % CLASSES
+
+
+def start_epoch(bound: BoundDefense, model: SplitModel, index: int) -> None:
+    x, y = images(40, seed=3)
+
+    def features() -> Any:
+        model.eval()
+        with torch.no_grad():
+            yield from zip(model.edge(x).split(16), y.split(16))
+
+    bound.epoch_start(Epoch(index, 3, features, seeded(4)))
+    model.train()
+
+
+def step_losses(bound: BoundDefense, model: SplitModel, epoch: int = 1, lr: float = 1e-3) -> dict[str, Tensor]:
+    x, y = images()
+    z_clean = model.edge(x)
+    z_sent = model.channel(z_clean)
+    logits = model.cloud(z_sent)
+    ctx = Context(x, y, z_clean, z_sent, logits, epoch, 7, lr, seeded(5))
+    return {"cross_entropy": F.cross_entropy(logits, y), **bound.losses(ctx)}
+
+
+@pytest.mark.parametrize("registry", [PARTS, RECIPES], ids=["parts", "recipes"])
+def test_everything_registered_has_a_row(registry: dict[str, Any]) -> None:
+    rows = PART_ROWS if registry is PARTS else RECIPE_ROWS
+    assert set(registry) == set(rows)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_row_tries_every_argument_of_a_part_off_its_default(name: str) -> None:
+    defaults = {f.name: f.default for f in dataclasses.fields(PARTS[name])}
+    others = PART_ROWS[name].others
+    assert others.keys() == defaults.keys() == PART_ROWS[name].bad.keys()
+    assert all(others[argument] != default for argument, default in defaults.items())
+    assert PARTS[name].name == name
+    assert PARTS[name].source
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_arguments_of_a_recipe_reach_its_parts(name: str) -> None:
+    row, recipe = RECIPE_ROWS[name], RECIPES[name]
+    assert recipe.summary
+    assert recipe.source
+    default = build(name).describe()
+    for argument, value in row.others.items():
+        changed = build({"recipe": name, argument: value}).describe()
+        differing = [
+            (key, before[key], after[key])
+            for before, after in zip(default, changed, strict=True)
+            for key in before
+            if before[key] != after[key]
+        ]
+        assert [(key, after) for key, _, after in differing] == [(argument, value)]
+
+
+def test_recipes_are_the_published_chains() -> None:
+    parts = {name: [part["part"] for part in build(name).describe()] for name in RECIPES}
+    assert parts == {
+        "none": [],
+        "bottleneck": ["bottleneck"],
+        "noise": ["bottleneck", "noise"],
+        "laplace_noise": ["bottleneck", "noise"],
+        "dropout": ["bottleneck", "dropout"],
+        "dist_corr": ["bottleneck", "distance_correlation"],
+        "noise_nopeek": ["bottleneck", "noise", "distance_correlation"],
+        "cem": ["bottleneck", "noise", "cem"],
+        "dropout_cem": ["bottleneck", "dropout", "noise", "cem"],
+        "dist_corr_cem": ["bottleneck", "distance_correlation", "noise", "cem"],
+        "noise_nopeek_cem": ["bottleneck", "noise", "distance_correlation", "cem"],
+    }
+    assert build("laplace_noise").describe()[1]["kind"] == "laplace"
+    assert build("noise").describe() == [
+        {"part": "bottleneck", "channels": 8, "activation": "sigmoid"},
+        {"part": "noise", "sigma": 0.025, "kind": "gaussian"},
+    ]
+    assert build("cem").describe()[-1] == {
+        "part": "cem", "weight": 16.0, "components": 5, "schedule": "authors", "threshold": 0.125
+    }  # fmt: skip
+    assert build("dropout").describe()[1]["p"] == 0.2
+
+
+@every
+def test_frozen_and_printable(kind: str, name: str) -> None:
+    alone = build({kind: name, **TABLE[kind, name].others})
+    for part in alone.parts():
+        for attribute in dataclasses.fields(part):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(part, attribute.name, 1)
+            assert f"{attribute.name}={getattr(part, attribute.name)!r}" in repr(alone)
+    assert hash(alone) == hash(build({kind: name, **TABLE[kind, name].others}))
+
+
+@every
+@pytest.mark.parametrize("default", [True, False])
+def test_description_round_trip(kind: str, name: str, default: bool) -> None:
+    defense = defense_of(kind, name, default=default)
+    text = json.dumps(defense.describe(), allow_nan=False)
+    again = build(json.loads(text))
+    assert again == defense
+    assert again.describe() == defense.describe()
+
+
+@every
+def test_defended_split_works_and_is_settled(kind: str, name: str) -> None:
+    bound, model = bound_to(defense_of(kind, name))
+    x, _ = images(5)
+    assert model.send(x).shape == (5, *model.feature.shape)
+    assert model(x).shape == (5, CLASSES)
+    sent = model.edge(x)
+    if model.feature.bounds is not None:
+        assert model.feature.bounds[0] <= float(sent.min()) < float(sent.max()) <= model.feature.bounds[1]
+    again = bound.defend(bare())
+    assert {name: value.shape for name, value in again.state_dict().items()} == {
+        name: value.shape for name, value in model.state_dict().items()
+    }
+    own = {id(p) for p in model.parameters()} - {id(p) for p in again.parameters()}
+    backbone = sum(1 for _ in bare().parameters())
+    assert len(own) == backbone  # only the backbone differs: what the defense adds are the same modules
+    assert bare().state_dict().keys().isdisjoint(bound.state_dict())
+
+
+@every
+def test_players_and_hooks_have_their_form(kind: str, name: str) -> None:
+    bound, model = bound_to(defense_of(kind, name))
+    assert isinstance(bound.players(), tuple)
+    assert bound.epoch_start(Epoch(0, 2, lambda: iter(()), seeded())) is None
+    assert bound.epoch_end(Epoch(0, 2, lambda: iter(()), seeded())) is None
+    probabilities = torch.full((2, CLASSES), 1 / CLASSES)
+    assert torch.equal(bound.shield(probabilities), probabilities)
+    assert bound.restore(model, model.state_dict()) is model
+    assert all(isinstance(value, float) for value in bound.theory().values())
+
+
+@every
+def test_step_gives_finite_gradients_and_named_losses(kind: str, name: str) -> None:
+    bound, model = bound_to(defense_of(kind, name))
+    for epoch in (0, 1, 2):
+        start_epoch(bound, model, epoch)
+        losses = step_losses(bound, model, epoch)
+        expected = tuple(loss for loss in TABLE[kind, name].losses if loss != "cem" or epoch > 0)
+        assert tuple(losses)[1:] == expected
+        assert all(value.shape == () for value in losses.values())
+        model.zero_grad()
+        sum(losses.values()).backward()
+        for label, weight in model.named_parameters():
+            assert weight.grad is not None, label
+            assert weight.grad.isfinite().all(), label
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight -= 0.01 * weight.grad
+
+
+@every
+def test_losses_carry_their_weights(kind: str, name: str) -> None:
+    """Each loss is proportional to its weight, and at weight 0 there is no pressure."""
+    weights = {"distance_correlation": "alpha", "cem": "weight"}
+    row = TABLE[kind, name]
+    for loss in row.losses:
+        values = []
+        for weight in (0.0, 1.0, 4.0):
+            own = {kind: name, **row.others, weights[loss]: weight}
+            bound, model = bound_to(chain(*(build(part) for part in row.before), build(own)))
+            start_epoch(bound, model, 1)
+            values.append(float(step_losses(bound, model)[loss].detach()))
+        assert values[0] == 0
+        assert values[1] > 0
+        assert values[2] == pytest.approx(4 * values[1], rel=1e-5)
+
+
+@every
+def test_state_round_trip(kind: str, name: str) -> None:
+    defense = defense_of(kind, name)
+    bound, model = bound_to(defense, seed=1)
+    start_epoch(bound, model, 1)
+    step_losses(bound, model)
+    other, other_model = bound_to(defense, seed=2)
+    other.load_state_dict(bound.state_dict())
+    other_model.load_state_dict(model.state_dict())
+    assert bool(bound.state_dict()) == TABLE[kind, name].state
+    results = []
+    for b, m in ((bound, model), (other, other_model)):
+        set_generator(m, seeded(6))
+        results.append((step_losses(b, m), b.theory(), m.eval()(images()[0])))
+        m.train()
+    assert all(torch.equal(results[0][0][loss], results[1][0][loss]) for loss in results[0][0])
+    assert results[0][1] == results[1][1]
+    assert torch.equal(results[0][2], results[1][2])
+
+
+@every
+def test_only_the_generator_decides(kind: str, name: str) -> None:
+    defense = defense_of(kind, name)
+    x, _ = images(6)
+
+    def outcome(seed: int) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        bound, model = bound_to(defense, seed)
+        start_epoch(bound, model, 1)
+        losses = step_losses(bound, model)
+        return list(model.state_dict().values()), model.eval().send(x), list(losses.values())
+
+    before = torch.get_rng_state()
+    first = outcome(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(123)
+    for a, b in zip(first, outcome(1)):
+        assert all(torch.equal(p, q) for p, q in zip(a, b))
+    draws = any(part.name in ("bottleneck", "noise", "dropout") for part in defense.parts())
+    assert torch.equal(first[1], outcome(2)[1]) != draws
+
+
+@every
+def test_bad_arguments_are_one_line(kind: str, name: str) -> None:
+    row = TABLE[kind, name]
+    assert bool(row.bad) == bool(row.others)
+    for argument, values in row.bad.items():
+        for value in values:
+            with pytest.raises(InputError, match=rf"{argument}: got .*; accepted: .") as caught:
+                build({kind: name, argument: value})
+            assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=rf"^defense.{name}.colour: got 1; accepted: "):
+        build({kind: name, "colour": 1})
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_bad_values_are_refused_by_the_class_too(name: str) -> None:
+    for argument, values in PART_ROWS[name].bad.items():
+        for value in values:
+            if isinstance(value, float | int) and value != int(value if value == value and abs(value) < INF else 0):
+                continue  # a fraction where a whole number belongs: the type checker's business
+            if value is None or (isinstance(value, str) and argument not in ("activation", "kind", "schedule")):
+                continue
+            with pytest.raises(InputError, match=rf"^{name}.{argument}: got "):
+                PARTS[name](**{argument: value})
+
+
+@every
+def test_bind_says_what_is_missing(kind: str, name: str) -> None:
+    row = TABLE[kind, name]
+    alone = build({kind: name, **row.others})
+    if not row.refuses:
+        alone.bind(bare(), generator=seeded())
+        return
+    with pytest.raises(InputError, match=row.refuses) as caught:
+        alone.bind(bare(), generator=seeded())
+    assert "\n" not in str(caught.value)
+    assert caught.value.field == f"defense {name}"
+
+
+def test_noise_is_refused_where_only_an_earlier_feature_was_bounded() -> None:
+    with pytest.raises(InputError, match="a feature without bounds"):
+        build([{"part": "noise"}, FEW]).bind(bare(), generator=seeded())
+    with pytest.raises(InputError, match="a channel without noise"):
+        build([FEW, {"part": "cem"}, {"part": "noise"}]).bind(bare(), generator=seeded())
+    with pytest.raises(InputError, match="a channel without noise"):
+        build([FEW, {"part": "noise", "sigma": 0}, {"part": "cem"}]).bind(bare(), generator=seeded())
+
+
+PAIRS = [(a, b) for a in PARTS for b in PARTS]
+
+
+@pytest.mark.parametrize(("a", "b"), PAIRS, ids="-".join)
+def test_every_ordered_pair_behind_a_bottleneck_trains_a_step(a: str, b: str) -> None:
+    noise = {"part": "noise", "sigma": 0.1}
+    parts = [{"part": part, **PART_ROWS[part].others} for part in (a, b)]
+    bound, model = bound_to(build([FEW, noise, *parts]))
+    start_epoch(bound, model, 1)
+    losses = step_losses(bound, model)
+    assert len(losses) == 1 + len(PART_ROWS[a].losses) + len(PART_ROWS[b].losses)
+    sum(losses.values()).backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+    assert model.eval()(images(3)[0]).shape == (3, CLASSES)
+
+
+def test_bottleneck_wants_a_map() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(16 * 16 * 3, 5), nn.ReLU(), nn.Linear(5, CLASSES))
+    with pytest.raises(InputError, match="a map .*cut earlier"):
+        bottleneck_file.Bottleneck().bind(split(flat, "2", image_shape=SHAPE), generator=seeded())

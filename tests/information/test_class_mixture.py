@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sfumato.errors import InputError
+from sfumato.information import ClassMixture
+
+Pass = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Stream:
+    """Passes over the same features in batches; counts passes and rows given out."""
+
+    def __init__(self, z: Tensor, y: Tensor, batch: int = 16) -> None:
+        self.z, self.y, self.batch = z, y, batch
+        self.passes, self.rows = 0, 0
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.passes += 1
+        for z, y in zip(self.z.split(self.batch), self.y.split(self.batch)):
+            self.rows += len(z)
+            yield z, y
+
+
+def sample(n: int = 90, k: int = 3, d: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = seeded(seed)
+    return torch.randn(n, d, generator=generator), torch.randint(0, k, (n,), generator=generator)
+
+
+def started(mixture: ClassMixture, means: Tensor) -> ClassMixture:
+    mixture.means.copy_(means)
+    mixture.ready.fill_(True)
+    return mixture
+
+
+def slow_assign(means: Tensor, z: Tensor, y: Tensor) -> list[int]:
+    k, m, _ = means.shape
+    found = []
+    for row, label in zip(z, y.tolist()):
+        distances = [float((row.double() - means[label, j].double()).square().sum()) for j in range(m)]
+        found.append(label * m + distances.index(min(distances)))
+    assert max(found) < k * m
+    return found
+
+
+def slow_lloyd(means: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One Lloyd pass, class by class and component by component, in double precision."""
+    k, m, d = means.shape
+    index = torch.tensor(slow_assign(means, z, y))
+    new, variances, weights = means.double().clone(), torch.zeros(k, m).double(), torch.zeros(k, m).double()
+    counts = torch.zeros(k)
+    for c in range(k):
+        of_class = z[y == c].double()
+        counts[c] = len(of_class)
+        for j in range(m):
+            own = z[index == c * m + j].double()
+            if len(own):
+                new[c, j] = own.mean(0)
+                variances[c, j] = (own - own.mean(0)).square().sum() / len(own) / d
+                weights[c, j] = len(own) / len(of_class)
+            elif len(of_class) and not any(len(z[index == c * m + i]) == 0 for i in range(j)):
+                to_center = [float((row - means[c, i % m].double()).square().sum()) for row, i in _with(index, z, y, c)]
+                new[c, j] = of_class[to_center.index(max(to_center))]
+    return new, variances, weights, counts
+
+
+def _with(index: Tensor, z: Tensor, y: Tensor, c: int) -> list[tuple[Tensor, int]]:
+    return [(row.double(), int(i)) for row, i, label in zip(z, index, y) if int(label) == c]
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_assign_against_twin(k: int, m: int, d: int, seed: int) -> None:
+    z, y = sample(25, k, d, seed)
+    mixture = ClassMixture(k, m, d)
+    mixture.means.copy_(torch.randn(k, m, d, generator=seeded(seed + 1)))
+    assert mixture.assign(z, y).tolist() == slow_assign(mixture.means, z, y)
+
+
+def test_assign_far_from_zero() -> None:
+    """Centers a few units apart, 4,096 from zero: single precision must not drown the difference."""
+    z, y = sample(200, 2, 32)
+    mixture = ClassMixture(2, 5, 32)
+    mixture.means.copy_(torch.randn(2, 5, 32, generator=seeded(1)))
+    # Rounded so that the shifted features are the same numbers, exactly.
+    z, mixture.means = (z * 256).round() / 256, (mixture.means * 256).round() / 256
+    near = mixture.assign(z, y)
+    mixture.means += 4096
+    assert (mixture.assign(z + 4096, y) == near).float().mean() > 0.99
+
+
+def test_assign_needs_no_gradient() -> None:
+    z, y = sample(10)
+    mixture = ClassMixture(3, 2, 4)
+    index = mixture.assign(z.requires_grad_(), y)
+    assert index.dtype == torch.int64
+    assert not index.requires_grad
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_refresh_against_twin(k: int, m: int, seed: int) -> None:
+    z, y = sample(40, k, 3, seed)
+    y[y == k - 1] = 0 if seed % 3 == 0 else k - 1  # at times a class without a feature
+    mixture = started(ClassMixture(k, m, 3), torch.randn(k, m, 3, generator=seeded(seed + 1)))
+    means, variances, weights, counts = slow_lloyd(mixture.means, z, y)
+    mixture.refresh(Stream(z, y, batch=7), generator=seeded())
+    torch.testing.assert_close(mixture.means.double(), means, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mixture.variances.double(), variances, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mixture.weights.double(), weights, atol=1e-6, rtol=1e-5)
+    assert torch.equal(mixture.counts, counts)
+
+
+def test_means_of_classes_do_not_mix() -> None:
+    """The same features in two classes: each class has mixture components of its own."""
+    z = torch.randn(40, 2, generator=seeded())
+    both, labels = torch.cat([z, z + 50]), torch.arange(2).repeat_interleave(40)
+    mixture = ClassMixture(2, 1, 2)
+    mixture.refresh(Stream(both, labels), generator=seeded())
+    torch.testing.assert_close(mixture.means[0, 0], z.mean(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mixture.means[1, 0], z.mean(0) + 50, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_well_separated_blobs_are_recovered(seed: int) -> None:
+    k, m, d, n = 3, 4, 6, 60
+    centers = 100 * torch.randn(k, m, d, generator=seeded(seed))
+    deviations = 0.5 + torch.arange(k * m).view(k, m) / 4
+    noise = torch.randn(k, m, n, d, generator=seeded(seed + 1))
+    z = (centers.unsqueeze(2) + deviations.view(k, m, 1, 1) * noise).reshape(-1, d)
+    y = torch.arange(k).repeat_interleave(m * n)
+    order = torch.randperm(len(z), generator=seeded(seed + 2))
+    mixture = ClassMixture(k, m, d)
+    mixture.refresh(Stream(z[order], y[order], batch=32), generator=seeded(seed + 3))
+    for c in range(k):
+        match = torch.cdist(centers[c], mixture.means[c]).argmin(1)
+        assert sorted(match.tolist()) == list(range(m))  # each blob has a component of its own
+        torch.testing.assert_close(mixture.means[c, match], centers[c], atol=2.0, rtol=0)
+        torch.testing.assert_close(mixture.variances[c, match], deviations[c].square(), rtol=0.35, atol=0)
+        torch.testing.assert_close(mixture.weights[c], torch.full((m,), 1 / m))
+
+
+def test_seeding_prefers_the_far_by_squared_distance() -> None:
+    """Three places, 0 (300 features), 1 (300) and 20 (1): the share of second centers at 20 is that of d²."""
+    z = torch.cat([torch.zeros(10, 1), torch.ones(9, 1), torch.full((1, 1), 20.0)])
+    y = torch.zeros(20, dtype=torch.int64)
+    hits = 0
+    for seed in range(300):
+        mixture = ClassMixture(1, 2, 1)
+        mixture._start([(z, y)], seeded(seed))
+        hits += bool((mixture.means == 20).any())
+    first = [(10, 400 / (400 + 9)), (9, 361 / (361 + 10)), (1, 1.0)]  # place of the first center: chance of 20
+    expected = sum(n * chance for n, chance in first) / 20
+    assert abs(hits / 300 - expected) < 4 * math.sqrt(expected * (1 - expected) / 300)
+    # The distance itself, not squared, would find it far less often.
+    assert hits / 300 > sum(n * c for n, c in [(10, 20 / 29), (9, 19 / 29), (1, 1.0)]) / 20 + 0.1
+
+
+def test_variance_is_about_the_new_center_and_far_from_zero() -> None:
+    z = 1000 + torch.randn(500, 8, generator=seeded()) * 0.5
+    mixture = ClassMixture(1, 1, 8)
+    mixture.refresh(Stream(z, torch.zeros(500, dtype=torch.int64)), generator=seeded())
+    assert float(mixture.variances) == pytest.approx(float(z.double().var(0, correction=0).mean()), rel=1e-3)
+    assert float(mixture.variances) == pytest.approx(0.25, rel=0.1)
+
+
+def test_empty_component_is_seeded_on_the_farthest_feature_of_its_class() -> None:
+    z = torch.tensor([[0.0], [1.0], [9.0], [70.0]])
+    y = torch.tensor([0, 0, 0, 1])
+    mixture = started(ClassMixture(2, 3, 1), torch.tensor([[[0.0], [-100.0], [-200.0]], [[60.0], [50.0], [40.0]]]))
+    mixture.refresh(Stream(z, y, batch=1), generator=seeded())
+    # One a class and pass: two would sit on the same feature.
+    assert mixture.means.squeeze(-1).tolist() == [[pytest.approx(10 / 3), 9.0, -200.0], [70.0, 70.0, 40.0]]
+    assert mixture.weights.tolist() == [[1, 0, 0], [1, 0, 0]]
+    assert mixture.variances[0, 1] == 0
+    mixture.refresh(Stream(z, y, batch=1), generator=seeded())
+    assert mixture.means[0].squeeze(-1).tolist() == [0.5, 9.0, 0.0]  # and the third in the next pass
+    assert mixture.weights[0].tolist() == [pytest.approx(2 / 3), pytest.approx(1 / 3), 0]
+
+
+def test_class_without_a_feature() -> None:
+    z, y = sample(60, 2)
+    mixture = ClassMixture(3, 2, 4)
+    mixture.refresh(Stream(z, y), generator=seeded())
+    assert mixture.counts[2] == 0
+    assert mixture.weights[2].tolist() == [0, 0]
+    assert mixture.means.isfinite().all()
+    torch.testing.assert_close(mixture.weights[:2].sum(1), torch.ones(2))
+    # It comes back when its features do.
+    y = torch.arange(60) % 3
+    for _ in range(3):
+        mixture.refresh(Stream(z, y), generator=seeded())
+    assert mixture.counts.tolist() == [20, 20, 20]
+    torch.testing.assert_close(mixture.weights.sum(1), torch.ones(3))
+    assert torch.cdist(mixture.means[2], z[y == 2]).min(1).values.max() < 3
+
+
+def test_fewer_features_than_components() -> None:
+    z, y = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 0])
+    mixture = ClassMixture(1, 5, 2)
+    mixture.refresh(Stream(z, y), generator=seeded())
+    assert mixture.means.isfinite().all()
+    assert mixture.variances.tolist() == [[0.0] * 5]
+    assert float(mixture.weights.sum()) == pytest.approx(1)
+    assert sorted(mixture.weights[mixture.weights > 0].tolist()) == [0.5, 0.5]
+
+
+def test_coinciding_features() -> None:
+    mixture = ClassMixture(1, 3, 2)
+    mixture.refresh(Stream(torch.ones(10, 2), torch.zeros(10, dtype=torch.int64)), generator=seeded())
+    assert torch.equal(mixture.means, torch.ones(1, 3, 2))
+    assert not mixture.variances.any()
+
+
+def test_passes_over_the_features() -> None:
+    """The beginning of one pass for k-means++, then a whole one; later one pass each."""
+    z, y = sample(2000, 2)
+    stream = Stream(z, y, batch=10)
+    mixture = ClassMixture(2, 2, 4)
+    assert not bool(mixture.ready)
+    mixture.refresh(stream, generator=seeded())
+    assert stream.passes == 2
+    assert bool(mixture.ready)
+    assert len(z) + 80 <= stream.rows <= len(z) + 150  # 20 for each of 4 components, and a little
+    mixture.refresh(stream, generator=seeded())
+    assert stream.passes == 3
+
+
+def test_warm_start_draws_nothing_and_continues() -> None:
+    z, y = sample()
+    mixture = ClassMixture(3, 2, 4)
+    mixture.refresh(Stream(z, y), generator=seeded())
+    before, state = mixture.means.clone(), (generator := seeded(3)).get_state()
+    expected = slow_lloyd(before, z, y)[0]
+    mixture.refresh(Stream(z, y), generator=generator)
+    assert torch.equal(generator.get_state(), state)
+    torch.testing.assert_close(mixture.means.double(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_lloyd_passes_only_improve() -> None:
+    z, y = sample(300, 2)
+    mixture = ClassMixture(2, 3, 4)
+    errors = []
+    for _ in range(6):
+        mixture.refresh(Stream(z, y), generator=seeded())
+        share = mixture.counts / mixture.counts.sum()
+        errors.append(float((share.unsqueeze(1) * mixture.weights * mixture.variances).sum()))
+    assert all(later <= earlier * (1 + 1e-5) for earlier, later in pairwise(errors))
+    assert errors[-1] < errors[0]
+
+
+def test_batch_size_does_not_matter() -> None:
+    z, y = sample(400, 3)
+    states = []
+    for batch in (1, 7, 64, 400):
+        mixture = ClassMixture(3, 3, 4)
+        mixture.refresh(Stream(z, y, batch), generator=seeded(2))
+        states.append(mixture.state_dict())
+    for state in states[1:]:
+        for name, value in state.items():
+            torch.testing.assert_close(value, states[0][name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_order_within_a_warm_pass_does_not_matter() -> None:
+    z, y = sample(200, 3)
+    start = torch.randn(3, 2, 4, generator=seeded(5))
+    order = torch.randperm(200, generator=seeded(6))
+    first, second = started(ClassMixture(3, 2, 4), start), started(ClassMixture(3, 2, 4), start)
+    first.refresh(Stream(z, y), generator=seeded())
+    second.refresh(Stream(z[order], y[order]), generator=seeded())
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(value, second.state_dict()[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_only_the_generator_decides() -> None:
+    z, y = sample(200)
+
+    def fitted(seed: int) -> Tensor:
+        mixture = ClassMixture(3, 2, 4)
+        mixture.refresh(Stream(z, y), generator=seeded(seed))
+        return mixture.means
+
+    before = torch.get_rng_state()
+    first = fitted(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert torch.equal(fitted(1), first)
+    assert not torch.equal(fitted(2), first)
+
+
+def test_state_round_trip() -> None:
+    z, y = sample()
+    mixture, other = ClassMixture(3, 2, 4), ClassMixture(3, 2, 4)
+    mixture.refresh(Stream(z, y), generator=seeded())
+    other.load_state_dict(mixture.state_dict())
+    for each in (mixture, other):
+        each.refresh(Stream(z, y), generator=seeded(8))
+    assert all(torch.equal(a, b) for a, b in zip(mixture.state_dict().values(), other.state_dict().values()))
+    assert set(mixture.state_dict()) == {"means", "variances", "weights", "counts", "ready"}
+
+
+def test_features_with_a_gradient_leave_none_in_the_state() -> None:
+    z, y = sample()
+    mixture = ClassMixture(3, 2, 4)
+    mixture.refresh(Stream(z.requires_grad_(), y), generator=seeded())
+    assert not any(value.requires_grad for value in mixture.buffers())
+
+
+def test_new_mixture_has_equal_weights() -> None:
+    mixture = ClassMixture(3, 4, 5)
+    assert torch.equal(mixture.weights, torch.full((3, 4), 0.25))
+    assert mixture.means.shape == (3, 4, 5)
+    assert mixture.variances.shape == (3, 4)
+    assert mixture.counts.shape == (3,)
+
+
+def test_no_component() -> None:
+    with pytest.raises(InputError, match="components: got 0; accepted: 1 or more"):
+        ClassMixture(2, 0, 3)
