@@ -71,7 +71,7 @@ PART_ROWS = {
         before=(FEW, {"part": "noise", "sigma": 0.1}),
         losses=("cem",),
         state=True,
-        refuses="noise before it in the chain",
+        refuses="noise in the same chain",
     ),
 }
 _SIGMA, _P, _CEM, _ALPHA = {"sigma": 0.2}, {"p": 0.5}, {"weight": 3.0}, {"alpha": 2.0}
@@ -97,7 +97,7 @@ RECIPE_ROWS = {
 TABLE = {("part", name): row for name, row in PART_ROWS.items()} | {
     ("recipe", name): row for name, row in RECIPE_ROWS.items()
 }
-every = pytest.mark.parametrize(("kind", "name"), TABLE, ids="-".join)
+every = pytest.mark.parametrize(("kind", "name"), TABLE)
 
 
 def bare(seed: int = 0) -> SplitModel:
@@ -231,7 +231,7 @@ def test_defended_split_works_and_is_settled(kind: str, name: str) -> None:
     x, _ = images(5)
     assert model.send(x).shape == (5, *model.feature.shape)
     assert model(x).shape == (5, CLASSES)
-    sent = model.edge(x)
+    sent = model.edge(x).detach()
     if model.feature.bounds is not None:
         assert model.feature.bounds[0] <= float(sent.min()) < float(sent.max()) <= model.feature.bounds[1]
     again = bound.defend(bare())
@@ -375,15 +375,13 @@ def test_noise_is_refused_where_only_an_earlier_feature_was_bounded() -> None:
     with pytest.raises(InputError, match="a feature without bounds"):
         build([{"part": "noise"}, FEW]).bind(bare(), generator=seeded())
     with pytest.raises(InputError, match="a channel without noise"):
-        build([FEW, {"part": "cem"}, {"part": "noise"}]).bind(bare(), generator=seeded())
-    with pytest.raises(InputError, match="a channel without noise"):
         build([FEW, {"part": "noise", "sigma": 0}, {"part": "cem"}]).bind(bare(), generator=seeded())
 
 
 PAIRS = [(a, b) for a in PARTS for b in PARTS]
 
 
-@pytest.mark.parametrize(("a", "b"), PAIRS, ids="-".join)
+@pytest.mark.parametrize(("a", "b"), PAIRS)
 def test_every_ordered_pair_behind_a_bottleneck_trains_a_step(a: str, b: str) -> None:
     noise = {"part": "noise", "sigma": 0.1}
     parts = [{"part": part, **PART_ROWS[part].others} for part in (a, b)]
@@ -398,5 +396,5 @@ def test_every_ordered_pair_behind_a_bottleneck_trains_a_step(a: str, b: str) ->
 
 def test_bottleneck_wants_a_map() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(16 * 16 * 3, 5), nn.ReLU(), nn.Linear(5, CLASSES))
-    with pytest.raises(InputError, match="a map .*cut earlier"):
+    with pytest.raises(InputError, match=r"a map .*cut earlier"):
         bottleneck_file.Bottleneck().bind(split(flat, "2", image_shape=SHAPE), generator=seeded())

@@ -57,6 +57,7 @@ class ToyAdversary(Defense):
     alpha: float = 0.5
     every: int = 1
     steps: int = 1
+    punish: bool = True
 
     def _bind(self, split: SplitModel, generator: torch.Generator) -> BoundDefense:
         return BoundToyAdversary(self, split, generator)
@@ -75,7 +76,7 @@ class BoundToyAdversary(BoundDefense):
         return F.mse_loss(self.decoder(ctx.z_sent), ctx.x.flatten(1))
 
     def losses(self, ctx: Context) -> dict[str, Tensor]:
-        return {"toy": -self.spec.alpha * self.error(ctx)}
+        return {} if not self.spec.punish else {"toy": -self.spec.alpha * self.error(ctx)}
 
     def players(self) -> tuple[Player, ...]:
         def loss(ctx: Context) -> Tensor:

@@ -182,11 +182,13 @@ class Defense(ABC):
         name: How it is registered.
         source: The paper it is from.
         needs_bounded_feature: Whether it is meaningless on a feature that the edge can scale up.
+        watches: Whether it puts nothing into the split and only watches it: a chain binds it to the finished split.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     needs_bounded_feature: ClassVar[bool] = False
+    watches: ClassVar[bool] = False
 
     def bind(self, split: SplitModel, *, generator: torch.Generator) -> BoundDefense:
         """Set the defense up for one split model.

@@ -41,6 +41,7 @@ class CEM(Defense):
 
     name: ClassVar[str] = "cem"
     source: ClassVar[str] = "Xia et al. 2025 (CEM), algorithm 1"
+    watches: ClassVar[bool] = True
     weight: float = 16.0
     components: int = 5
     schedule: Literal["authors", "constant"] = "authors"
@@ -56,7 +57,7 @@ class CEM(Defense):
 
     def _bind(self, split: SplitModel, generator: torch.Generator) -> BoundDefense:
         if split.feature.noise_variance == 0:
-            raise InputError("defense cem", "a channel without noise", "noise before it in the chain")
+            raise InputError("defense cem", "a channel without noise", "noise in the same chain")
         num_classes = _number_of_classes(split)
         dim = torch.Size(split.feature.shape).numel()
         return BoundCEM(self, num_classes, dim, split.feature.noise_variance)

@@ -28,15 +28,16 @@ class Chain(Defense):
         return self.members
 
     def _bind(self, split: SplitModel, generator: torch.Generator) -> BoundDefense:
-        bound = []
-        for part in self.members:
-            bound.append(part.bind(split, generator=generator))
-            split = bound[-1].defend(split)
-        return BoundChain(bound)
+        bound: dict[int, BoundDefense] = {}
+        # Watchers last: what they see in training is the feature of the finished split, whatever comes after them.
+        for i in sorted(range(len(self.members)), key=lambda i: self.members[i].watches):
+            bound[i] = self.members[i].bind(split, generator=generator)
+            split = bound[i].defend(split)
+        return BoundChain([bound[i] for i in range(len(self.members))])
 
 
 def chain(*defenses: Defense) -> Defense:
-    """Compose defenses, left to right, each seeing the split as those before it left it.
+    """Compose defenses, left to right, each seeing the split as those before it left it, watchers the finished one.
 
     ``chain()`` is no defense, ``chain(a)`` is ``a``, and ``chain(chain(a, b), c)`` equals ``chain(a, chain(b, c))``.
     Losses keep their names (a repeated name gets the part's position), players add up.

@@ -23,6 +23,7 @@ class DistanceCorrelation(Defense):
 
     name: ClassVar[str] = "distance_correlation"
     source: ClassVar[str] = "Vepakomma et al. 2020 (NoPeek); Székely et al. 2007"
+    watches: ClassVar[bool] = True
     alpha: float = 1.0
 
     def __post_init__(self) -> None:

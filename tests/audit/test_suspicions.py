@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from sfumato.attacks import Reconstruction, make_target
+from sfumato.audit.card import Quality as CardQuality
+from sfumato.audit.suspicions import Evidence, gradient_through, is_random, suspicions
+from sfumato.defenses.noise import AdditiveNoise
+from sfumato.metrics import Quality
+from sfumato.models import Feature, SplitModel, output_shape
+from sfumato.training import Fit
+
+IMAGES = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def made(images=IMAGES, *, mse=0.01, before=0.2, after=0.01, diverged=False):
+    per_image = torch.full((len(images),), mse)
+    return Reconstruction(
+        images={"test": images},
+        quality={"test": Quality(per_image, per_image, per_image)},
+        threat_model="white-box",
+        queries=10,
+        seconds=1.0,
+        figures={"mse_before": before, "mse_after": after},
+        diverged=diverged,
+    )
+
+
+SOUND = Evidence(
+    fit=Fit(history=[], epoch_kept=0),
+    test_accuracy=0.9,
+    chance=0.1,
+    attacks={"decoder": made()},
+    random_channel=False,
+    mean_image=CardQuality(mse=0.05, psnr=13.0, ssim=0.1),
+    gradient=1.0,
+)
+
+
+def test_a_sound_evaluation_raises_nothing():
+    assert suspicions(SOUND) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "change"),
+    [
+        ("training-diverged", {"fit": Fit(history=[], epoch_kept=0, diverged=True)}),
+        ("model-at-chance", {"test_accuracy": 0.115}),
+        ("attack-diverged", {"attacks": {"decoder": made(diverged=True)}}),
+        ("attack-did-not-train", {"attacks": {"decoder": made(before=0.05, after=0.049)}}),
+        ("constant-output", {"attacks": {"decoder": made(IMAGES[:1].expand(8, -1, -1, -1))}}),
+        ("worse-than-mean-image", {"attacks": {"decoder": made(mse=0.06)}}),
+        ("gradient-vanishes", {"gradient": 1e-9}),
+        ("not-averaged", {"random_channel": True}),
+    ],
+)
+def test_each_reason_for_doubt_is_raised_and_alone(code, change):
+    found = suspicions(replace(SOUND, **change))
+    assert [suspicion.code for suspicion in found] == [code]
+    assert found[0].message.endswith((".", "tried."))
+
+
+def test_what_was_not_measured_raises_nothing():
+    assert suspicions(replace(SOUND, gradient=None, attacks={"decoder": replace(made(), figures={})})) == []
+
+
+def test_randomness_is_found_inside_a_channel():
+    assert not is_random(nn.Identity())
+    assert is_random(nn.Sequential(nn.Identity(), AdditiveNoise(0.1, "gaussian")))
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1.0, 1.0), (3.0, 9.0), (0.0, 0.0)])
+def test_the_gradient_of_a_linear_edge_is_known(scale, expected):
+    class Scale(nn.Module):
+        def forward(self, x):
+            return scale * x
+
+    split = SplitModel(Scale(), nn.Identity(), nn.Flatten(), image_shape=(1, 16, 16),
+                       feature=Feature(output_shape(Scale(), (1, 16, 16))), cut="scale")
+    target = make_target(split, "white-box", generator=torch.Generator().manual_seed(0))
+    # ½‖s·x‖² has the gradient s²·x.
+    norm = float(IMAGES.flatten(1).norm(dim=1).mean())
+    assert gradient_through(target, IMAGES) == pytest.approx(expected * norm)

@@ -1,0 +1,113 @@
+"""Run by the tests in processes of their own: trains from a folder, and leaves the result there."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from training_toys import Case, ToyAdversary, make_images, make_split, stop_after
+
+from sfumato.data import Augment
+from sfumato.defenses import CEM, Bottleneck, Noise, chain
+from sfumato.errors import CorruptFileError, Interrupted
+from sfumato.storage import save_state
+from sfumato.training import Runtime, Training, fit, make_fabric
+
+
+def killed(folder: Path) -> None:
+    """Everything at work, a checkpoint at each step."""
+    training = Training(epochs=4, batch_size=5, optimizer="adam", schedule="plateau", patience=0, lr=0.01)
+    case = Case(
+        chain(Bottleneck(2), Noise(0.1), CEM(0.5, components=2), ToyAdversary(every=2)),
+        training,
+        make_images(100),
+        augment=Augment(crop_padding=2, flip=True, rotation=10),
+    )
+    outcome = case.run(folder, checkpoint_seconds=0.0)
+    save_state(folder / "outcome", {"state": outcome.state, "fit": vars(outcome.fit)})
+
+
+CASES = {
+    # Without batch norm, dropout and noise a mean over shares is the mean over the batch.
+    "exact": Case(
+        ToyAdversary(every=2),
+        Training(epochs=3, batch_size=6, lr=0.05, schedule="cosine", weight_decay=0.01),
+        make_images(24),
+        split=lambda: make_split(norm=False, dropout=0.0),
+    ),
+    "random": Case(
+        chain(Bottleneck(2), Noise(0.1), CEM(0.5, components=2), ToyAdversary(every=3)),
+        Training(epochs=4, batch_size=6, lr=0.05, schedule="plateau", patience=0),
+        make_images(25),
+        augment=Augment(crop_padding=2, flip=True, rotation=0),
+        select_from=1,
+    ),
+    # The player is no part of the model's loss.
+    "beside": Case(ToyAdversary(punish=False), Training(epochs=2, batch_size=6, schedule="constant"), make_images(24)),
+}
+
+
+def data_parallel(folder: Path, processes: int) -> None:
+    """Train every case over processes; each leaves what it holds."""
+    torch.set_num_threads(1)
+    fabric = make_fabric("cpu", processes=processes)
+    for name, case in CASES.items():
+        runtime = Runtime(fabric=fabric, folder=folder / name)
+        job = case.job(runtime)
+        result = fit(job, case.images, case.plan(), runtime)
+        learned = {key: job.state_dict()[key] for key in ("optimizer", "players")}
+        rate = job._optimizer.param_groups[0]["lr"]
+        state = {"weights": job.weights(), "fit": vars(result), "rate": rate, "learned": learned}
+        save_state(folder / name / f"outcome{fabric.global_rank}", state)
+        if name == "exact":
+            check_gradient(job, processes, fabric.global_rank)
+    fabric.barrier()
+    stopped(folder / "stopped", Runtime(fabric=fabric))
+    fabric.barrier()
+
+
+def stopped(folder: Path, runtime: Runtime) -> None:
+    """Only one process is asked to stop: all do. Checkpoints of different steps are refused by all."""
+    case = CASES["random"]
+    at = runtime.at(folder)
+    asked = stop_after(6) if runtime.fabric.global_rank == 0 else stop_after(10**9)
+    with pytest.raises(Interrupted):
+        fit(case.job(at), case.images, case.plan(), dataclasses.replace(at, should_stop=asked))
+    runtime.fabric.barrier()
+    earlier = (folder / "checkpoint.safetensors").read_bytes()
+    result = fit(case.job(at), case.images, case.plan(), at)
+    save_state(folder / f"outcome{runtime.fabric.global_rank}", {"fit": vars(result)})
+    runtime.fabric.barrier()
+    if runtime.fabric.global_rank == 0:
+        (folder / "checkpoint.safetensors").write_bytes(earlier)
+    runtime.fabric.barrier()
+    with pytest.raises(CorruptFileError, match="different steps"):
+        fit(case.job(at), case.images, case.plan(), at)
+
+
+def check_gradient(job: object, processes: int, rank: int) -> None:
+    """One more step: the gradient that each process then has is that of the whole batch."""
+    x, y = make_images(6, seed=4).images / 255, make_images(6, seed=4).labels
+    twin = make_split(norm=False, dropout=0.0)
+    twin.load_state_dict(job.split.state_dict())  # type: ignore[attr-defined]
+    decoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.Sigmoid())
+    decoder.load_state_dict(job.defense.decoder.state_dict())  # type: ignore[attr-defined]
+    z = twin.edge(x)
+    loss = nn.functional.cross_entropy(twin.cloud(z), y)
+    loss = loss - 0.5 * nn.functional.mse_loss(decoder(z), x.flatten(1))
+    expected = torch.autograd.grad(loss, list(twin.parameters()))
+    job._objective.train()  # type: ignore[attr-defined]
+    job.step(x[rank::processes], y[rank::processes], 0, 0)  # type: ignore[attr-defined]
+    for parameter, grad in zip(job.split.parameters(), expected, strict=True):  # type: ignore[attr-defined]
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-6)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "killed":
+        killed(Path(sys.argv[2]))
+    else:
+        data_parallel(Path(sys.argv[2]), int(sys.argv[3]))
