@@ -55,11 +55,11 @@ def by_hand(images: ImageSet, device: torch.device) -> Callable[[], None]:
     def epoch() -> None:
         model.train()
         order = torch.randperm(len(pixels)).to(device)
-        for part in order.split(BATCH_SIZE):
+        for part in torch.split(order, BATCH_SIZE):
             x = pixels.index_select(0, part).float().div_(255).contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(model(x), labels[part])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     return epoch

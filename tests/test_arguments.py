@@ -50,7 +50,7 @@ def test_dataclass_with_class_variables() -> None:
 
 
 def test_errors_of_the_function_itself_come_through() -> None:
-    with pytest.raises(InputError, match="^canvas.width: got 0; accepted: 1 or more"):
+    with pytest.raises(InputError, match=r"^canvas.width: got 0; accepted: 1 or more"):
         call(Canvas, {"width": 0}, field="f")
 
 
@@ -84,7 +84,7 @@ def test_what_is_refused(arguments: dict[str, Any], message: str) -> None:
 
 def test_function_without_arguments() -> None:
     assert call(lambda: 3, {}, field="f") == 3
-    with pytest.raises(InputError, match="^f.x: got 1; accepted: no argument$"):
+    with pytest.raises(InputError, match=r"^f.x: got 1; accepted: no argument$"):
         call(lambda: 3, {"x": 1}, field="f")
 
 

@@ -155,6 +155,14 @@ def test_everything_registered_is_documented(page, name, build):
         assert any(text in row for row in rows), f"docs/{page}, {name}: {text} is missing or has another default"
 
 
+def test_files_that_contributing_names_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    examples = {f"src/sfumato/{name}.py" for name in ("defenses/rounding", "attacks/feature/nearest", "models/tiny")}
+    named = set(re.findall(r"`((?:src|tests|docs)/[\w/]+\.\w+)`", text))
+    assert named
+    assert not [name for name in sorted(named - examples) if not (ROOT / name).is_file()]
+
+
 def test_every_field_of_a_card_is_documented():
     text = (DOCS / "cards.md").read_text(encoding="utf-8")
     sections = [kind for kind in vars(card).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]

@@ -41,7 +41,7 @@ def call(function: Callable[..., T], arguments: Mapping[str, Any], *, field: str
 
 def from_pydantic(error: ValidationError, field: str = "") -> list[InputError]:
     """What pydantic found wrong, as our one-line errors."""
-    found = []
+    found: list[InputError] = []
     for detail in error.errors():
         where = ".".join([*([field] if field else []), *(str(part) for part in detail["loc"])])
         cause = detail.get("ctx", {}).get("error")

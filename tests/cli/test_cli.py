@@ -55,10 +55,10 @@ def test_the_terminal_shows_table_verdict_and_page(config, capsys):
 
 
 def test_flags_override_the_file(config, capsys):
-    flags = ["--defenses", "noise", '{"recipe": "noise", "sigma": 0.5}', "--training.epochs", "1", "--seed", "3"]
+    flags = ["--defenses", "none", "noise", '{"recipe": "noise", "sigma": 0.5}', "--training.epochs", "1", "--seed=3"]
     assert run(["train", "--config", config, *flags, "--json"]) == 0
     runs = json.loads(capsys.readouterr().out)["runs"]
-    assert [r["defense"] for r in runs] == ["noise", "noise (sigma=0.5)"]
+    assert [r["defense"] for r in runs] == ["none", "noise", "noise (sigma=0.5)"]
     assert all(r["epoch_kept"] == 0 for r in runs)
 
 

@@ -68,7 +68,7 @@ def slow_rate(bound: BoundCEM, z: Tensor, y: Tensor, threshold: float, noise: fl
             continue
         classes += 1
         n_class = float(mixture.counts[c])
-        nearest = [min(range(m), key=lambda j: float((row - mixture.means[c, j]).square().sum())) for row in own]
+        nearest = [int((row - mixture.means[c]).square().sum(1).argmin()) for row in own.detach()]
         for i in range(m):
             members = [row for row, j in zip(own, nearest) if j == i]
             weight, v = mixture.weights[c, i], mixture.variances[c, i]
@@ -91,7 +91,7 @@ def slow_rate(bound: BoundCEM, z: Tensor, y: Tensor, threshold: float, noise: fl
     st.sampled_from([0.3, 1.0, 3.0]),
     st.integers(0, 10**6),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_rate_against_twin(m: int, n: int, threshold: float, spread: float, seed: int) -> None:
     bound = refreshed(CEM(components=m, threshold=threshold), seed % 7)
     z, y = sample(n, seed, spread)

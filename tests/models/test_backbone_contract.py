@@ -133,6 +133,27 @@ def test_smallest_image(name: str) -> None:
         build(name, 3, (1, smallest, smallest - 1), width=0.1, generator=seeded())
 
 
+# Height and width behind each stage for 32×32 images, as the papers have them.
+SIZES = {
+    "vgg11": [16, 8, 8, 4, 4, 2, 2, 1],
+    "vgg16": [32, 16, 16, 8, 8, 8, 4, 4, 4, 2, 2, 2, 1],
+    "resnet20": [32, 32, 32, 32, 16, 16, 16, 8, 8, 8],
+    "resnet18": [32, 32, 32, 16, 16, 8, 8, 4, 4],
+    "cnn": [16, 8, 4, 2],
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+@torch.no_grad()
+def test_size_behind_each_stage(name: str) -> None:
+    model = build(name, 2, (1, 32, 32), width=0.05, generator=seeded()).eval()
+    x, sizes = torch.zeros(1, 1, 32, 32), []
+    for stage in list(model)[:-1]:
+        x = stage(x)
+        sizes.append(tuple(x.shape[2:]))
+    assert sizes == [(size, size) for size in SIZES[name]]
+
+
 @pytest.mark.parametrize("name", TABLE)
 @torch.no_grad()
 def test_split_anywhere_is_the_whole_network(name: str) -> None:
@@ -228,3 +249,17 @@ def test_residual_blocks_against_twin(name: str) -> None:
     assert [tuple(getattr(model, s).shortcut.__class__.__name__ for s in ("layer1_1", "layer2_1"))] == [
         ("Identity", "Sequential")
     ]
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg16", "cnn"])
+def test_the_classifiers_dropout_can_be_set_and_is_one_half_otherwise(name):
+    from sfumato.models import Dropout, build
+
+    def rates(**options):
+        model = build(name, 10, (3, 32, 32), width=0.05, generator=torch.Generator().manual_seed(0), **options)
+        return {layer.p for layer in model.modules() if isinstance(layer, Dropout)}
+
+    assert rates() == {0.5}
+    assert rates(dropout=0.1) == {0.1}
+    with pytest.raises(InputError, match=r"model\.dropout"):
+        rates(dropout=1.0)

@@ -36,7 +36,7 @@ def _quality(mse: float, ssim: float) -> dict[str, Any]:
 def _examples(mse: float, ssim: float, first: int, label: str | None) -> list[dict[str, Any]]:
     seen = ssim if math.isfinite(ssim) else 0.0
     blur = 0.4 + 5 * (1 - seen) ** 2
-    ranks = (("best", 0.12, 0.7), ("median", 0.0, 1.0), ("worst", -0.15, 1.4))
+    ranks = (("best", 0.12, 0.7), ("median", 0.0, 1.0), ("worst", -0.15, 1.4), *(("fixed", 0.0, 1.0),) * 8)
     return [
         {
             "rank": rank,

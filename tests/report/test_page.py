@@ -8,7 +8,8 @@ import pytest
 
 import sfumato.report
 from sfumato.errors import InputError
-from sfumato.report import render_page, write_page
+from sfumato.report import entries, render_page, write_page
+from sfumato.report.gallery import line_up
 
 NOISE = [("bottleneck", {}), ("noise", {"sigma": 0.1})]
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -210,3 +211,23 @@ def test_writing(cards, html, tmp_path):
 def test_exported_names():
     assert sorted(sfumato.report.__all__, key=str.lower) == sorted(set(sfumato.report.__all__), key=str.lower)
     assert all(hasattr(sfumato.report, name) for name in sfumato.report.__all__)
+
+
+def test_every_model_shows_the_same_pictures_under_the_originals(card):
+    members = entries([card("None"), card("Noise", [("noise", {"sigma": 0.1})], mse=0.05, ssim=0.3)])
+    lineup = line_up(members)
+    assert lineup is not None
+    assert [picture.alt.split(",")[0] for picture in lineup.originals] == [
+        f"Original test picture {i}" for i in range(3, 11)
+    ]
+    assert [entry.name for entry, _ in lineup.rows] == ["None", "Noise"]
+    for entry, pictures in lineup.rows:
+        fixed = [example for example in entry.strongest.examples if example.rank == "fixed"]
+        assert [picture.source.split(",")[1] for picture in pictures] == [each.reconstruction for each in fixed]
+
+
+def test_cards_without_fixed_pictures_have_no_line_up(card, attack):
+    made = attack("decoder")
+    made["examples"] = [each for each in made["examples"] if each["rank"] != "fixed"]
+    assert line_up(entries([card(attacks=[made])])) is None
+    assert 'class="lineup"' not in render_page([card(attacks=[made])])

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from training_toys import (
-    CLASSES,
     FABRIC,
-    SHAPE,
     Case,
     Recorder,
     ToyAdversary,
@@ -29,7 +27,7 @@ from training_toys import (
 from sfumato.data import Augment, Batches, ImageSet, Splits, load
 from sfumato.defenses import Bottleneck, BoundDefense, Context, Defense, DistanceCorrelation, Epoch, Noise, chain
 from sfumato.errors import InputError, Interrupted
-from sfumato.models import SplitModel, build, set_generator, split
+from sfumato.models import SplitModel, Stochastic, build, set_generator, split
 from sfumato.training import AUGMENTATIONS, Plan, Runtime, Training, fit, make_fabric, train
 
 
@@ -71,9 +69,7 @@ def by_hand(case: Case) -> tuple[SplitModel, list[dict[str, float]], list[float]
         optimizer = torch.optim.SGD(model.parameters(), momentum=training.momentum, **common)
     else:
         optimizer = torch.optim.Adam(model.parameters(), betas=(training.momentum, 0.999), **common)
-    batches = Batches(
-        images, training.batch_size, shuffle=True, augment=case.augment, generator=order, drop_last=True
-    )
+    batches = Batches(images, training.batch_size, shuffle=True, augment=case.augment, generator=order, drop_last=True)
     planned, used, history = rates(training, len(batches)), [], []
     lr, lowest, waited = training.lr, math.inf, 0
     for epoch in range(training.epochs):
@@ -110,12 +106,8 @@ def by_hand(case: Case) -> tuple[SplitModel, list[dict[str, float]], list[float]
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("schedule", ["step", "cosine", "one_cycle", "constant", "plateau"])
 def test_equals_a_loop_written_by_hand(optimizer: str, schedule: str, tmp_path: Path) -> None:
-    training = recipe(
-        optimizer=optimizer, schedule=schedule, epochs=8, patience=1, momentum=0.8, weight_decay=0.01
-    )
-    case = Case(
-        chain(Bottleneck(2), Noise(0.1)), training, augment=Augment(crop_padding=2, flip=True, rotation=5)
-    )
+    training = recipe(optimizer=optimizer, schedule=schedule, epochs=8, patience=1, momentum=0.8, weight_decay=0.01)
+    case = Case(chain(Bottleneck(2), Noise(0.1)), training, augment=Augment(crop_padding=2, flip=True, rotation=5))
     model, history, used = by_hand(case)
     ours = case.run(tmp_path)
     assert ours.fit.history == history
@@ -366,6 +358,18 @@ class BoundLearner(BoundDefense):
         return {"learner": 10 * (self.value - 1).square()}
 
 
+def test_training_goes_on_with_its_own_stream_after_a_validation() -> None:
+    job = Case(chain(Bottleneck(2), Noise(0.1)), recipe()).job(Runtime(fabric=FABRIC))
+    job.epoch_start(0)
+    state = job._generator.get_state()
+    job.epoch_end(0)
+    assert torch.equal(job._generator.get_state(), state)
+    streams = [layer.generator for layer in job.split.modules() if isinstance(layer, Stochastic)]
+    assert len(streams) == 2
+    assert all(stream is job._generator for stream in streams)
+    assert job.split.training
+
+
 class TestChange:
     def test_schedule_goes_on_and_the_optimizer_is_new(self) -> None:
         training = recipe(schedule="step", epochs=8)
@@ -408,19 +412,19 @@ class TestChange:
 class TestFeatures:
     """The pass over clean features that a defense may ask for."""
 
-    def passes(self, early: bool) -> tuple[list[Any], Any]:
+    def passes(self, early: bool, mode: bool = True) -> tuple[list[Any], Any]:
         found: list[Any] = []
 
         class Asking(BoundDefense):
             def epoch_start(self, epoch: Epoch) -> None:
                 if epoch.index == 1:
+                    job.split.train(mode)
                     for z, y in epoch.features():
                         modes = {layer.training for layer in job.split.modules()}
                         found.append((z, y, modes, torch.is_grad_enabled()))
                         if early:
                             break
                     found.append({layer.training for layer in job.split.modules()})
-                    expected.append(job.split.training)
 
         class AskingDefense(Defense):
             name: ClassVar[str] = "asking"
@@ -429,7 +433,6 @@ class TestFeatures:
             def _bind(self, split: SplitModel, generator: torch.Generator) -> BoundDefense:
                 return Asking()
 
-        expected: list[bool] = []
         images = make_images(530)
         case = Case(
             AskingDefense(), recipe(epochs=2, batch_size=265), images, augment=Augment(crop_padding=4, rotation=15)
@@ -447,21 +450,24 @@ class TestFeatures:
         fit(job, images, case.plan(), Runtime(fabric=FABRIC))
         twin = case.split()
         twin.load_state_dict(weights[1]["split"])
-        return found, (twin.eval(), images, expected[0])
+        return found, (twin.eval(), images)
 
     def test_eval_mode_no_grad_unaugmented(self) -> None:
-        (first, second, modes), (twin, images, mode) = self.passes(early=False)
+        (first, second, modes), (twin, images) = self.passes(early=False)
         with torch.no_grad():
             z = twin.edge(images.images / 255)
         torch.testing.assert_close(torch.cat([first[0], second[0]]), z, rtol=1e-4, atol=1e-5)
         assert torch.equal(torch.cat([first[1], second[1]]), images.labels)
         assert first[2] == second[2] == {False}
         assert not first[0].requires_grad
-        assert modes == {mode}
+        assert modes == {True}
 
-    def test_a_pass_that_ends_early_leaves_the_mode(self) -> None:
-        (_, modes), (_, _, mode) = self.passes(early=True)
-        assert modes == {mode}
+    @pytest.mark.parametrize("early", [False, True])
+    @pytest.mark.parametrize("mode", [False, True])
+    def test_a_pass_leaves_the_mode_even_where_it_ends_early(self, early: bool, mode: bool) -> None:
+        found, _ = self.passes(early, mode)
+        assert found[-1] == {mode}
+        assert len(found) == (2 if early else 3)
 
     def test_gradients_are_on_again_between_the_batches_of_others(self) -> None:
         (first, _, _), _ = self.passes(early=False)
@@ -499,9 +505,7 @@ class TestLog:
         monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
         asked: list[int] = []
         with pytest.raises(InputError, match=r"sfumato\[tensorboard\]"):
-            Case(chain(), recipe()).run(
-                tmp_path, tensorboard=True, should_stop=lambda: bool(asked.append(1))
-            )
+            Case(chain(), recipe()).run(tmp_path, tensorboard=True, should_stop=lambda: bool(asked.append(1)))
         assert asked == []
 
 
@@ -545,9 +549,18 @@ class TestTrain:
 
         assert same(run(make_images(5, seed=2), None), run(make_images(50, seed=9), make_images(7, seed=8)))
 
-    @pytest.mark.parametrize("changed", ["seed", "augment", "lr", "momentum", "weight_decay", "batch_size", "optimizer"])
+    @pytest.mark.parametrize(
+        "changed", ["seed", "augment", "lr", "momentum", "weight_decay", "batch_size", "optimizer"]
+    )
     def test_every_setting_tells(self, changed: str) -> None:
-        values = {"augment": "flip", "lr": 0.01, "momentum": 0.1, "weight_decay": 0.3, "batch_size": 7, "optimizer": "adam"}
+        values = {
+            "augment": "flip",
+            "lr": 0.01,
+            "momentum": 0.1,
+            "weight_decay": 0.3,
+            "batch_size": 7,
+            "optimizer": "adam",
+        }
         training = recipe() if changed == "seed" else recipe(**{changed: values[changed]})
 
         def run(training: Training, seed: int) -> Any:
@@ -562,8 +575,7 @@ class TestTrain:
 
     def test_augmentations_are_what_their_names_say(self) -> None:
         on = {
-            name: (bool(a.crop_padding), a.flip, bool(a.rotation)) if a else None
-            for name, a in AUGMENTATIONS.items()
+            name: (bool(a.crop_padding), a.flip, bool(a.rotation)) if a else None for name, a in AUGMENTATIONS.items()
         }
         assert on == {
             "none": None,
@@ -611,5 +623,3 @@ def test_precision(precision: str) -> None:
     assert result.history != exact.history
     for row, other in zip(result.history, exact.history, strict=True):
         assert row["cross_entropy"] == pytest.approx(other["cross_entropy"], rel=0.1)
-    assert CLASSES == 3
-    assert job.split.image_shape == SHAPE

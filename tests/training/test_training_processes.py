@@ -101,6 +101,12 @@ def test_two_processes_agree(name: str, together: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_processes_attack_together(together: Path) -> None:
+    first, second = (load_state(together / "attacked" / f"outcome{rank}") for rank in (0, 1))
+    assert same(first, second)
+
+
+@pytest.mark.slow
 def test_two_processes_stop_together_and_resume(together: Path) -> None:
     whole = load_state(together / "random" / "outcome0")["fit"]
     for rank in (0, 1):

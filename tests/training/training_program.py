@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import nn
-from training_toys import Case, ToyAdversary, make_images, make_split, stop_after
+from training_toys import Case, ToyAdversary, generator, make_images, make_split, stop_after
 
+from sfumato.attacks import DecoderAttack, Knowledge, make_target
 from sfumato.data import Augment
 from sfumato.defenses import CEM, Bottleneck, Noise, chain
 from sfumato.errors import CorruptFileError, Interrupted
@@ -65,9 +67,22 @@ def data_parallel(folder: Path, processes: int) -> None:
         save_state(folder / name / f"outcome{fabric.global_rank}", state)
         if name == "exact":
             check_gradient(job, processes, fabric.global_rank)
+    attacked(folder / "attacked", fabric)
     fabric.barrier()
     stopped(folder / "stopped", Runtime(fabric=fabric))
     fabric.barrier()
+
+
+def attacked(folder: Path, fabric: Fabric) -> None:
+    """A decoder over processes whose channels draw different noise."""
+    rank, model = fabric.global_rank, make_split()
+    model = chain(Bottleneck(2), Noise(0.3)).bind(model, generator=generator(5)).defend(model)
+    target = make_target(model, "black-box", generator=generator(rank))
+    knowledge = Knowledge(make_images(24), make_images(6, seed=1), "auxiliary")
+    spec = DecoderAttack(depth=0, width=4, epochs=6, batch_size=8, lr=0.05)
+    learned = spec.run(target, knowledge, generator=generator(3), runtime=Runtime(fabric=fabric))
+    made = learned.invert(torch.ones(3, 2, 4, 4))
+    save_state(folder / f"outcome{rank}", {"made": made, "epoch": learned.figures["epoch_kept"]})
 
 
 def stopped(folder: Path, runtime: Runtime) -> None:

@@ -191,9 +191,7 @@ class Case:
         model = self.split()
         bound = self.defense.bind(model, generator=generator(5))
         model = bound.defend(model)
-        return SplitJob(
-            model, bound, self.training, self.images, self.validation, seed=self.seed, runtime=runtime
-        )
+        return SplitJob(model, bound, self.training, self.images, self.validation, seed=self.seed, runtime=runtime)
 
     def plan(self) -> Plan:
         t = self.training
@@ -219,9 +217,7 @@ class Outcome:
 def same(a: Any, b: Any) -> bool:
     """Equal to the last bit, through any nesting."""
     if isinstance(a, Tensor):
-        return (
-            isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape and same_bits(a.cpu(), b.cpu())
-        )
+        return isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape and same_bits(a.cpu(), b.cpu())
     if isinstance(a, Mapping):
         return set(a) == set(b) and all(same(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
@@ -230,9 +226,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(
-        a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8)
-    )
+    return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
 
 
 def assert_same_outcome(a: Outcome, b: Outcome) -> None:

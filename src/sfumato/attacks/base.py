@@ -126,14 +126,14 @@ class Attack(ABC):
             runtime: Device, folder for resuming, progress.
 
         Raises:
-            InputError: The attack cannot work on such a target, or a group has other image shapes.
+            InputError: The attack cannot work on such a target, or some images have another shape than its.
         """
         runtime = runtime or Runtime()
-        self._validate(target, victims)
-        started = time.perf_counter()
+        self._validate(target, knowledge, victims)
+        started, asked_before = time.perf_counter(), target.queries
         knowledge = knowledge.to(runtime.device)
         learned = self.run(target, knowledge, generator=generator, runtime=runtime)
-        queries = target.queries  # interception is the victims' doing, not the attacker's
+        queries = target.queries - asked_before  # interception is the victims' doing, not the attacker's
         images = {
             name: self._reconstruct(target, group.to(runtime.device), learned)
             for name, group in victims.items()
@@ -148,13 +148,15 @@ class Attack(ABC):
         """Its name and arguments, ready for JSON."""
         return {"attack": self.name, **dataclasses.asdict(self)}
 
-    def _validate(self, target: BlackBox, victims: Mapping[str, ImageSet]) -> None:
+    def _validate(self, target: BlackBox, knowledge: Knowledge, victims: Mapping[str, ImageSet]) -> None:
         if target.threat_model not in self.threat_models:
             accepted = f"one of {', '.join(sorted(self.threat_models))}"
             raise InputError(f"attack {self.name}: threat model", target.threat_model, accepted)
-        for name, group in victims.items():
+        groups = {"knowledge.train": knowledge.train, "knowledge.validation": knowledge.validation}
+        groups |= {f"victims.{name}": group for name, group in victims.items()}
+        for name, group in groups.items():
             if group.image_shape != target.image_shape:
-                raise InputError(f"victims.{name} (image shape)", group.image_shape, str(target.image_shape))
+                raise InputError(f"{name} (image shape)", group.image_shape, str(target.image_shape))
 
     @staticmethod
     def _reconstruct(target: BlackBox, group: ImageSet, learned: Learned) -> Tensor:

@@ -14,6 +14,8 @@ from sfumato.models import SplitModel, Stochastic, initialize, set_generator
 ThreatModel = Literal["white-box", "gray-box", "black-box"]
 THREAT_MODELS: tuple[ThreatModel, ...] = ("white-box", "gray-box", "black-box")
 _BATCH = 512
+# Every normalization with weights or statistics; all but batch norm's are nothing that ``initialize`` knows.
+_NORMALIZATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 class BlackBox:
@@ -32,10 +34,11 @@ class BlackBox:
         self.image_shape, self.feature_shape = split.image_shape, split.feature.shape
         self.queries = 0
         model = _frozen(split, generator)
+        dtype = next((p.dtype for p in model.parameters()), None)  # images come in float32 whatever the model's is
 
         def send(x: Tensor) -> Tensor:
             with torch.no_grad():
-                return torch.cat([model.send(part) for part in torch.split(x, _BATCH)])
+                return torch.cat([model.send(part) for part in torch.split(x.to(dtype), _BATCH)])
 
         # Kept in a closure, not in an attribute: an attack cannot reach the weights by accident.
         self._send, self._generator = send, generator
@@ -66,7 +69,9 @@ class GrayBox(BlackBox):
 
     def architecture(self, *, generator: torch.Generator) -> nn.Module:
         """A new edge of the true structure, freshly initialized from ``generator``."""
-        return initialize(_copied(self._blank), generator)
+        edge = _copied(self._blank)
+        set_generator(edge, generator)
+        return initialize(edge, generator)
 
 
 class WhiteBox(GrayBox):
@@ -113,12 +118,13 @@ def _frozen(split: SplitModel, generator: torch.Generator) -> SplitModel:
 def _blank(edge: nn.Module) -> nn.Module:
     """The edge's structure with its weights erased; normalization constants are part of the structure."""
     blank = _copied(edge).requires_grad_(True)
+    set_generator(blank, None)
     with torch.no_grad():
         for parameter in blank.parameters():
             parameter.zero_()
     for layer in blank.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.reset_running_stats()
+        if isinstance(layer, _NORMALIZATIONS):
+            layer.reset_parameters()  # draws nothing: ones, zeros, and running statistics as at first
     return blank
 
 

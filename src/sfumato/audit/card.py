@@ -97,7 +97,9 @@ class Quality(_Section):
 class Example(_Section):
     """One image and its reconstruction, as PNG in base64."""
 
-    rank: Literal["best", "median", "worst"] = Field(description="for the attacker, by SSIM")
+    rank: Literal["best", "median", "worst", "fixed"] = Field(
+        description="for the attacker, by SSIM; fixed: the first judged images, the same in every card"
+    )
     index: Count = Field(description="position in the judged images")
     label: str
     mse: NonNegative

@@ -33,6 +33,7 @@ from sfumato.training import Runtime
 
 CARD = "card.json"
 _PROBES = 64
+_FIXED_EXAMPLES = 8
 
 
 def audit(settings: Settings, *, root: Path, runtime: Runtime) -> list[Card]:
@@ -314,11 +315,12 @@ def _attack_info(
 
 def _examples(result: Reconstruction, victims: ImageSet) -> list[cards.Example]:
     order = result.quality["test"].ssim.argsort(stable=True)
-    ranks: tuple[tuple[Literal["best", "median", "worst"], int], ...] = (
+    ranks: list[tuple[Literal["best", "median", "worst", "fixed"], int]] = [
         ("best", int(order[-1])),
         ("median", int(order[len(order) // 2])),
         ("worst", int(order[0])),
-    )
+        *(("fixed", i) for i in range(min(_FIXED_EXAMPLES, len(order)))),
+    ]
     return [
         cards.Example(
             rank=rank,

@@ -73,7 +73,7 @@ def undefended(settings: Settings, splits: Splits, generator: torch.Generator) -
     """The untrained network that the settings name, cut in two."""
     shape, classes = splits.train.image_shape, splits.train.num_classes
     chosen: ModelSettings = settings.model
-    backbone = models.build(chosen.backbone, classes, shape, width=chosen.width, generator=generator)
+    backbone = models.build(chosen.backbone, classes, shape, width=chosen.width, dropout=chosen.dropout, generator=generator)
     constants = data.normalization(settings.data.source)
     if constants is not None and len(constants[0]) != shape[0]:
         constants = None  # the preset's constants are for colour, and gray was asked for

@@ -74,6 +74,8 @@ class ModelSettings(_Settings):
     """See ``sfumato list models``."""
     width: Annotated[float, Field(gt=0)] = 1.0
     """Multiplies all channel numbers."""
+    dropout: Share | None = None
+    """Rate of the classifier's dropout; by default the published one. Less for narrow networks and few images."""
     cut: str | None = None
     """Last stage on the device; by default where the papers cut it."""
 

@@ -71,7 +71,7 @@ def _annotation(field: FieldInfo, path: tuple[str, ...]) -> Any:
         metavar=None if choice else "NAME..." if many else kind.__name__.upper(),
         converter=None if choice else _several if many else _one,
     )
-    return Annotated[kind | None if choice else list[Any] | None if many else Any, parameter]
+    return Annotated[kind | None if choice else list[str | dict[str, Any]] | None if many else Any, parameter]
 
 
 def _without_none(annotation: Any) -> Any:
@@ -94,8 +94,8 @@ def _several(kind: Any, tokens: Sequence[Token]) -> list[Any]:
 
 
 def _item(token: Token) -> Any:
-    """A name, or a mapping or list in JSON."""
-    if not token.value.startswith(("{", "[")):
+    """A name, or a mapping in JSON."""
+    if not token.value.startswith("{"):
         return token.value
     try:
         return json.loads(token.value)

@@ -57,7 +57,8 @@ def build(spec: Spec, *, field: str = "defense") -> Defense:
                 )
         raise InputError(field, spec, "a mapping with the key recipe or part")
     if isinstance(spec, Sequence):
-        parts, errors = [], []
+        parts: list[Defense] = []
+        errors: list[InputError] = []
         for i, part in enumerate(spec):
             try:
                 parts.append(build(part, field=f"{field}[{i}]"))

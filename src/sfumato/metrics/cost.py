@@ -53,7 +53,7 @@ def macs(module: nn.Module, x: Tensor) -> int:
 
 @torch.no_grad()
 def split_cost(split: SplitModel) -> Cost:
-    """Costs of both halves for one image."""
+    """Costs of both halves for one image. Leaves the split in evaluation mode, drawing from a generator of its own."""
     split.eval()
     device = next(split.parameters()).device
     set_generator(split, torch.Generator().manual_seed(0))
@@ -70,7 +70,7 @@ def split_cost(split: SplitModel) -> Cost:
 
 @torch.no_grad()
 def latency(module: nn.Module, x: Tensor, *, repeats: int = 30) -> float:
-    """Median milliseconds of one forward pass, after a warm-up; waits for the device."""
+    """Median milliseconds of one forward pass in evaluation mode, after a warm-up; waits for the device."""
     module.eval()
 
     def once() -> float:

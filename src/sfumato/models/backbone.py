@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sfumato.errors import InputError, one_of
-from sfumato.models.layers import initialize, spare_global_generator
+from sfumato.models.layers import Dropout, initialize, spare_global_generator
 
 
 class Backbone(nn.Sequential):
@@ -50,6 +50,7 @@ def build(
     image_shape: tuple[int, int, int],
     *,
     width: float = 1.0,
+    dropout: float | None = None,
     generator: torch.Generator,
 ) -> Backbone:
     """A freshly initialized backbone.
@@ -59,6 +60,8 @@ def build(
         num_classes: K.
         image_shape: (C, H, W).
         width: Multiplies all channel numbers; 1 is the published network, less is for small machines.
+        dropout: Rate of the classifier's dropout layers, where it has any; by default the published one (0.5). A
+            narrow network on few images learns little under that.
         generator: Source of the initial weights.
 
     Raises:
@@ -70,6 +73,8 @@ def build(
         raise InputError("model.backbone", name, one_of(BACKBONES, name))
     if not 0 < width < math.inf:
         raise InputError("model.width", width, "a number above 0 (1 is the published network)")
+    if dropout is not None and not 0 <= dropout < 1:
+        raise InputError("model.dropout", dropout, "a rate from 0 to below 1")
     info = BACKBONES[name]
     if min(image_shape[1:]) < info.minimum_size:
         raise InputError(
@@ -77,5 +82,8 @@ def build(
         )
     with spare_global_generator():
         model = info.build(num_classes, image_shape, width)
+    for layer in model.modules():
+        if isinstance(layer, Dropout) and dropout is not None:
+            layer.p = dropout
     initialize(model, generator)
     return model

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from sfumato.audit.card import AttackInfo, Card, Example
+from sfumato.audit.card import Card, Example
 from sfumato.errors import InputError
 from sfumato.report.comparison import Entry, strongest_attack
 from sfumato.report.format import fixed
@@ -40,6 +41,17 @@ class Exhibit:
 
 
 @dataclass(frozen=True)
+class Lineup:
+    """The same test pictures through every model: a row of originals, then a row a model.
+
+    ``rows`` holds each model's entry and its pictures in the originals' order, ``None`` where a card lacks one.
+    """
+
+    originals: tuple[Picture, ...]
+    rows: tuple[tuple[Entry, tuple[Picture | None, ...]], ...]
+
+
+@dataclass(frozen=True)
 class Wall:
     """One model's exhibits, all of its strongest attack, best first."""
 
@@ -55,9 +67,31 @@ def hang(entry: Entry) -> Wall:
     """
     attack = entry.strongest
     bare = {} if entry.baseline is None else _examples(entry.baseline, attack.attack.name)
-    ordered = sorted(attack.examples, key=lambda example: list(RANKS).index(example.rank))
-    exhibits = tuple(_exhibit(entry, attack, example, bare.get(example.index)) for example in ordered)
+    ranked = [example for example in attack.examples if example.rank in RANKS]
+    ordered = sorted(ranked, key=lambda example: list(RANKS).index(example.rank))
+    exhibits = tuple(_exhibit(entry, example, bare.get(example.index)) for example in ordered)
     return Wall(attack.attack.name, exhibits)
+
+
+def line_up(members: Sequence[Entry]) -> Lineup | None:
+    """The fixed examples of models that were judged on the same images; ``None`` where no card has any.
+
+    Raises:
+        InputError: An image of a card is not a PNG in base64.
+    """
+    found = [
+        (entry, {example.index: example for example in entry.strongest.examples if example.rank == "fixed"})
+        for entry in members
+    ]
+    originals = {index: example for _, examples in found for index, example in examples.items()}
+    if not originals:
+        return None
+    order = sorted(originals)
+    rows = tuple(
+        (entry, tuple(_rebuilt(entry, examples[i]) if i in examples else None for i in order))
+        for entry, examples in found
+    )
+    return Lineup(tuple(_original(originals[i]) for i in order), rows)
 
 
 def png_address(field: str, text: str) -> str:
@@ -75,24 +109,30 @@ def png_address(field: str, text: str) -> str:
     return f"data:image/png;base64,{text}"
 
 
-def _exhibit(entry: Entry, attack: AttackInfo, example: Example, bare: Example | None) -> Exhibit:
-    which = f"test picture {example.index}, class {example.label}"
-    seen = level_of(example.ssim).value
-    made = f"What the attack {attack.attack.name} rebuilds of {which}, from the model {entry.name}: {seen}"
-    pictures = [
-        Picture(png_address("example.original", example.original), f"Original {which}", "original"),
-        Picture(
-            png_address("example.reconstruction", example.reconstruction),
-            f"{made}, SSIM {fixed(example.ssim, 2)}",
-            "rebuilt",
-        ),
-    ]
+def _exhibit(entry: Entry, example: Example, bare: Example | None) -> Exhibit:
+    pictures = [_original(example), replace(_rebuilt(entry, example), caption="rebuilt")]
     if bare is not None:
         address = png_address("example.reconstruction", bare.reconstruction)
         alt = f"The same picture rebuilt from the undefended model, SSIM {fixed(bare.ssim, 2)}"
         pictures.append(Picture(address, alt, "no defense"))
     figures = f"SSIM {fixed(example.ssim, 2)}, MSE {fixed(example.mse, 4)}"
     return Exhibit(RANKS[example.rank], tuple(pictures), f"“{example.label}” · {figures}")
+
+
+def _original(example: Example) -> Picture:
+    address = png_address("example.original", example.original)
+    return Picture(address, f"Original {_which(example)}", "original")
+
+
+def _rebuilt(entry: Entry, example: Example) -> Picture:
+    seen, ssim = level_of(example.ssim).value, fixed(example.ssim, 2)
+    made = f"What the attack {entry.strongest.attack.name} rebuilds of {_which(example)}, from the model {entry.name}"
+    address = png_address("example.reconstruction", example.reconstruction)
+    return Picture(address, f"{made}: {seen}, SSIM {ssim}", ssim)
+
+
+def _which(example: Example) -> str:
+    return f"test picture {example.index}, class {example.label}"
 
 
 def _examples(card: Card, attack: str) -> dict[int, Example]:

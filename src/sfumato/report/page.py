@@ -13,7 +13,7 @@ from sfumato.audit.card import AttackInfo, Card
 from sfumato.report import coverage, figures, provenance, table, verdict, wording
 from sfumato.report.comparison import Entry, by_data, entries
 from sfumato.report.format import MISSING, call, finite, fixed, octets, percent
-from sfumato.report.gallery import Wall, hang
+from sfumato.report.gallery import Wall, hang, line_up
 from sfumato.storage import write_text
 
 _PIXELATED_UP_TO = 96
@@ -78,6 +78,7 @@ def render_page(cards: Sequence[Card], *, title: str = "What the feature gives a
         models=(models := _models(members, verdicts)),
         # One size for all pictures, whether or not the undefended model's stands beside them.
         slots=max((len(e.pictures) for model in models for e in model.wall.exhibits), default=2),
+        lineups=[lineup for group in by_data(members) if (lineup := line_up(group)) is not None],
         columns=table.COLUMNS,
         column_groups=_column_groups(),
         explanations=table.explanations(),

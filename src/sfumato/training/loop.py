@@ -177,7 +177,8 @@ def _close_epoch(job: Job, plan: Plan, position: _Position, fit_: Fit, runtime: 
         job.load_weights(runtime.fabric.broadcast(job.weights()))
     # By its own count: a player that waits for its turn reports no loss.
     means = {name: _mean(total, position.counts[name], runtime) for name, total in position.sums.items()}
-    figures = job.epoch_end(position.epoch)
+    # The first process's, lest two of them keep different epochs.
+    figures = runtime.fabric.broadcast(job.epoch_end(position.epoch))
     score = figures["score"]
     # The validation loss too: it alone shows what the epoch's last step did.
     fit_.diverged = not all(map(math.isfinite, (*means.values(), *figures.values())))

@@ -154,11 +154,16 @@ class SplitJob:
     def _set_up(self, split: SplitModel) -> None:
         objective = Objective(split, self.defense.to(self._runtime.device), self._generator)
         self._objective: Objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        trained = [p for p in objective.parameters() if p.requires_grad]
-        players = {id(p) for player in self.defense.players() for p in player.module.parameters()}
-        optimizer = make_optimizer([p for p in trained if id(p) not in players], self._training)
+        players = {p for player in self.defense.players() for p in player.module.parameters() if p.requires_grad}
+        trained = [p for p in objective.parameters() if p.requires_grad and p not in players]
+        optimizer = make_optimizer(trained, self._training)
         self._schedule = make_schedule(optimizer, self._training, self._steps)
+        # Data parallelism must not wait for the players' gradients: those are averaged in their own turn.
+        for parameter in players:
+            parameter.requires_grad_(False)
         self._module, self._optimizer = self._runtime.fabric.setup(objective, optimizer)
+        for parameter in players:
+            parameter.requires_grad_(True)
 
     def _rebuild(self, change: Change) -> None:
         """A new optimizer for a new architecture, at the learning rate the schedule had reached."""

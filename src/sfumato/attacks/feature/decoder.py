@@ -128,8 +128,8 @@ class DecoderJob:
     def invert(self, z: Tensor) -> Tensor:
         """Reconstructions, in evaluation mode."""
         self._decoder.eval()
-        images: Tensor = self._decoder(z)
-        return images
+        images: Tensor = self._decoder(z.to(next(self._decoder.parameters()).dtype))
+        return images.float()
 
     def weights(self) -> dict[str, Any]:
         """The decoder, copied."""
@@ -157,7 +157,6 @@ class DecoderJob:
         self._generator.set_state(state["generator"].clone())
         self._decoder.train()  # a checkpoint from inside an epoch is resumed without another epoch_start
         self._target.load_state_dict(state["target"])
-        self._decoder.train()  # a checkpoint from inside an epoch is resumed without another epoch_start
 
 
 def _cpu(generator: torch.Generator) -> torch.Generator:

@@ -1,0 +1,233 @@
+"""What ``Attack.__call__`` does for every attack; one row of the contract table an attack."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+import torch
+from attack_toys import (
+    CONTRACT,
+    FABRIC,
+    SHAPE,
+    GrayOnly,
+    Spy,
+    generator,
+    identity_split,
+    make_images,
+    make_knowledge,
+    make_split,
+    runtime,
+    target_of,
+)
+
+from sfumato.attacks import ATTACKS, THREAT_MODELS, Attack, Knowledge, ThreatModel, build
+from sfumato.errors import InputError, InputErrors
+from sfumato.metrics import quality
+from sfumato.training import Runtime
+
+VICTIMS = {"train": make_images(5, seed=11), "test": make_images(7, seed=12)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Brief(Spy):
+    """Answers with a gray picture."""
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        learned = super().run(*args, **kwargs)
+
+        def gray(z: torch.Tensor) -> torch.Tensor:
+            learned.invert(z)
+            return torch.full((len(z), *SHAPE), 0.5)
+
+        return dataclasses.replace(learned, invert=gray)
+
+
+def test_every_attack_has_a_row() -> None:
+    assert set(CONTRACT) == set(ATTACKS)
+    for name, attack in CONTRACT.items():
+        assert type(attack) is ATTACKS[name]
+        changed = [f.name for f in dataclasses.fields(attack) if getattr(attack, f.name) != f.default]
+        assert changed, "a row's arguments make it quick"
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+class TestContract:
+    def test_describes_itself(self, name: str) -> None:
+        kind, attack = ATTACKS[name], CONTRACT[name]
+        assert kind.name == name
+        assert kind.source
+        assert kind.cost
+        assert kind.__doc__
+        assert kind.threat_models
+        assert kind.threat_models <= set(THREAT_MODELS)
+        described = json.loads(json.dumps(attack.describe()))
+        assert build(described) == attack
+        assert str(attack).startswith(f"{kind.__name__}(")
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            attack.epochs = 3  # type: ignore[attr-defined]
+
+    def test_leaves_call_alone(self, name: str) -> None:
+        assert all("__call__" not in vars(kind) for kind in ATTACKS[name].__mro__ if kind is not Attack)
+
+    @pytest.mark.parametrize("threat_model", THREAT_MODELS)
+    def test_reconstructs(self, name: str, threat_model: ThreatModel) -> None:
+        attack, target = CONTRACT[name], target_of(make_split(), threat_model)
+        if threat_model not in attack.threat_models:
+            with pytest.raises(InputError, match="threat model"):
+                attack(target, make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
+            return
+        made = attack(target, make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
+        for group, images in VICTIMS.items():
+            assert made.images[group].shape == (len(images), *SHAPE)
+            assert made.images[group].min() >= 0
+            assert made.images[group].max() <= 1
+            assert torch.equal(made.quality[group].mse, quality(made.images[group], images.images / 255).mse)
+        assert (made.threat_model, made.diverged) == (threat_model, False)
+        assert made.queries == target.queries - 12 > 0
+        assert made.seconds > 0
+        again = attack(
+            target_of(make_split(), threat_model), make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime()
+        )
+        assert all(torch.equal(again.images[group], made.images[group]) for group in VICTIMS), "seeded"
+        other = attack(
+            target_of(make_split(), threat_model), make_knowledge(), VICTIMS, generator=generator(1), runtime=runtime()
+        )
+        assert not torch.equal(other.images["test"], made.images["test"])
+
+    def test_draws_nothing_that_matters_from_the_global_generator(self, name: str) -> None:
+        made = []
+        for seed in (1, 2):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                target = target_of(make_split())
+                made.append(
+                    CONTRACT[name](target, make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
+                )
+        assert torch.equal(made[0].images["test"], made[1].images["test"])
+
+
+def test_call_is_final() -> None:
+    assert getattr(Attack.__call__, "__final__", False)
+
+
+def test_per_image_quality_of_a_known_inverter() -> None:
+    """An edge that sends the image: shifted by s, the error is s² where nothing is clipped."""
+    dim = {name: dataclasses.replace(g, images=g.images // 2) for name, g in VICTIMS.items()}
+    exact = Spy()(target_of(identity_split()), make_knowledge(), dim, generator=generator(0), runtime=runtime())
+    shifted = Spy(0.1)(target_of(identity_split()), make_knowledge(), dim, generator=generator(0), runtime=runtime())
+    clipped = Spy(2.0)(target_of(identity_split()), make_knowledge(), dim, generator=generator(0), runtime=runtime())
+    for name, group in dim.items():
+        assert exact.quality[name].mse.tolist() == [0.0] * len(group)
+        assert torch.isinf(exact.quality[name].psnr).all()
+        torch.testing.assert_close(exact.quality[name].ssim, torch.ones(len(group)))
+        torch.testing.assert_close(shifted.quality[name].mse, torch.full((len(group),), 0.01), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(shifted.quality[name].psnr, torch.full((len(group),), 20.0), rtol=1e-4, atol=1e-3)
+        assert torch.equal(clipped.images[name], torch.ones(len(group), *SHAPE))
+        torch.testing.assert_close(clipped.quality[name].mse, (1 - group.images / 255).square().mean((1, 2, 3)))
+
+
+def test_the_attack_is_given_its_part_and_never_a_victims_image() -> None:
+    spy, mine, drawn, where = Brief(), make_knowledge(), generator(4), runtime()
+    target = target_of(make_split())
+    spy(target, mine, VICTIMS, generator=drawn, runtime=where)
+    (got, knowledge, given, place), *features = spy.seen
+    assert (got is target, given is drawn, place is where) == (True, True, True)
+    assert knowledge.train.checksum() == mine.train.checksum()
+    assert knowledge.origin == "auxiliary"
+    assert [tuple(z.shape) for z in features] == [(5, 2, 4, 4), (7, 2, 4, 4)]
+    # An identity edge would send the image; here all that arrives is the deployed channel's output.
+    state = {"queries": 0, "generator": generator(7).get_state()}
+    target.load_state_dict(state)
+    for z, group in zip(features, VICTIMS.values(), strict=True):
+        assert torch.equal(z, target.query(group.images / 255))
+
+
+def test_many_victims_come_in_batches_and_in_order() -> None:
+    many = {"test": make_images(600)}
+    spy = Spy()
+    made = spy(target_of(identity_split()), make_knowledge(), many, generator=generator(0), runtime=runtime())
+    assert torch.equal(made.images["test"], many["test"].images / 255)
+    assert [len(z) for z in spy.seen[1:]] == [256, 256, 88]
+
+
+def test_queries_are_the_attackers_own() -> None:
+    """Neither interception nor what another attack asked of the same target counts."""
+    target = target_of(make_split(defended=False))
+    first = Brief(asks=2)(target, make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
+    second = Brief(asks=5)(target, make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
+    assert (first.queries, second.queries) == (6, 15)
+    assert target.queries == 6 + 12 + 15 + 12
+
+
+def test_what_the_attack_says_of_itself_is_passed_on() -> None:
+    arguments = (target_of(identity_split()), make_knowledge(), VICTIMS)
+    for diverged in (False, True):
+        made = Spy(diverged=diverged)(*arguments, generator=generator(0), runtime=runtime())
+        assert made.diverged is diverged
+        assert made.figures == {"figure": 1.5}
+
+
+def test_reconstructions_that_are_not_finite_are_black_and_do_not_poison_the_figures() -> None:
+    made = Spy(float("nan"))(
+        target_of(identity_split()), make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime()
+    )
+    assert float(made.images["test"].abs().sum()) == 0
+    assert torch.isfinite(made.quality["test"].mse).all()
+
+
+class TestValidation:
+    def refused(self, match: str, attack: Attack, knowledge: Knowledge, victims: Any) -> None:
+        spied = len(attack.seen) if isinstance(attack, Spy) else 0
+        with pytest.raises(InputError, match=match):
+            attack(target_of(make_split()), knowledge, victims, generator=generator(0), runtime=runtime())
+        assert not isinstance(attack, Spy) or len(attack.seen) == spied, "nothing must have run"
+
+    def test_threat_model(self) -> None:
+        self.refused("gray-box, white-box", GrayOnly(), make_knowledge(), VICTIMS)
+
+    def test_victims_of_another_shape(self) -> None:
+        wrong = {"train": make_images(), "test": make_images(shape=(3, 16, 16))}
+        self.refused(r"victims\.test \(image shape\)", Spy(), make_knowledge(), wrong)
+
+    @pytest.mark.parametrize("part", ["train", "validation"])
+    def test_knowledge_of_another_shape(self, part: str) -> None:
+        wrong = dataclasses.replace(make_knowledge(), **{part: make_images(shape=(1, 32, 32))})
+        self.refused(rf"knowledge\.{part} \(image shape\)", Spy(), wrong, VICTIMS)
+
+
+def test_default_runtime() -> None:
+    spy = Spy()
+    spy(target_of(identity_split()), make_knowledge(), VICTIMS, generator=generator(0))
+    assert isinstance(spy.seen[0][3], Runtime)
+    assert spy.seen[0][3].fabric is not FABRIC
+
+
+class TestBuild:
+    def test_by_name_and_by_arguments(self) -> None:
+        assert build("decoder") == ATTACKS["decoder"]()
+        assert build({"attack": "decoder", "epochs": "3"}).describe()["epochs"] == 3
+
+    @pytest.mark.parametrize(
+        ("spec", "match"),
+        [
+            ("decodr", r"attack\.attack.*did you mean decoder"),
+            ({}, r"attack\.attack"),
+            ({"attack": "decoder", "widht": 3}, r"attack\.decoder\.widht.*did you mean width"),
+            ({"attack": "decoder", "epochs": "many"}, r"attack\.decoder\.epochs"),
+            ({"attack": "decoder", "epochs": 0}, r"decoder\.epochs"),
+        ],
+    )
+    def test_refuses(self, spec: Any, match: str) -> None:
+        with pytest.raises(InputError, match=match):
+            build(spec)
+
+    def test_says_where_it_was_written_and_everything_at_once(self) -> None:
+        with pytest.raises(InputErrors) as caught:
+            build({"attack": "decoder", "widht": 3, "epoch": 1}, field="attacks[1]")
+        assert [error.field for error in caught.value.errors] == [
+            "attacks[1].decoder.widht",
+            "attacks[1].decoder.epoch",
+        ]
