@@ -71,7 +71,7 @@ PART_ROWS = {
         before=(FEW, {"part": "noise", "sigma": 0.1}),
         losses=("cem",),
         state=True,
-        refuses="noise in the same chain",
+        refuses="Gaussian noise in the same chain",
     ),
 }
 _SIGMA, _P, _CEM, _ALPHA = {"sigma": 0.2}, {"p": 0.5}, {"weight": 3.0}, {"alpha": 2.0}
@@ -374,7 +374,7 @@ def test_bind_says_what_is_missing(kind: str, name: str) -> None:
 def test_noise_is_refused_where_only_an_earlier_feature_was_bounded() -> None:
     with pytest.raises(InputError, match="a feature without bounds"):
         build([{"part": "noise"}, FEW]).bind(bare(), generator=seeded())
-    with pytest.raises(InputError, match="a channel without noise"):
+    with pytest.raises(InputError, match="a channel without Gaussian noise"):
         build([FEW, {"part": "noise", "sigma": 0}, {"part": "cem"}]).bind(bare(), generator=seeded())
 
 

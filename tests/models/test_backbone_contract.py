@@ -263,3 +263,16 @@ def test_the_classifiers_dropout_can_be_set_and_is_one_half_otherwise(name):
     assert rates(dropout=0.1) == {0.1}
     with pytest.raises(InputError, match=r"model\.dropout"):
         rates(dropout=1.0)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_dropout_rate_of_the_classifier(name: str) -> None:
+    for given, rate in ((None, 0.5), (0.0, 0.0), (0.2, 0.2)):
+        model = build(name, 2, (3, 32, 32), width=0.01, dropout=given, generator=seeded())
+        assert all(layer.p == rate for layer in model.modules() if isinstance(layer, Dropout))
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
+def test_dropout_rate_that_is_none(dropout: float) -> None:
+    with pytest.raises(InputError, match=r"^model.dropout: got .*a rate from 0 to below 1"):
+        build("cnn", 4, (3, 32, 32), dropout=dropout, generator=seeded())

@@ -28,7 +28,7 @@ from sfumato.data import Augment, Batches, ImageSet, Splits, load
 from sfumato.defenses import Bottleneck, BoundDefense, Context, Defense, DistanceCorrelation, Epoch, Noise, chain
 from sfumato.errors import InputError, Interrupted
 from sfumato.models import SplitModel, Stochastic, build, set_generator, split
-from sfumato.training import AUGMENTATIONS, Plan, Runtime, Training, fit, make_fabric, train
+from sfumato.training import AUGMENTATIONS, Fit, Plan, Runtime, Training, fit, make_fabric, train
 
 
 def recipe(**changes: Any) -> Training:
@@ -525,6 +525,26 @@ class TestTrain:
             first = {"last": 5, "best": int(6 * select_from)}[select]
             best = max(range(first, 6), key=lambda epoch: accuracies[epoch])
             assert result.epoch_kept == best
+
+    @pytest.mark.parametrize(
+        ("epochs", "select", "select_from", "first"),
+        [(8, "best", 0.75, 6), (8, "best", 0.0, 0), (1, "best", 0.75, 0), (10, "best", 0.99, 9), (8, "last", 0.0, 7)],
+    )
+    def test_first_epoch_that_is_considered(
+        self, epochs: int, select: str, select_from: float, first: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plans: list[Plan] = []
+
+        def noted(job: Any, images: ImageSet, plan: Plan, runtime: Runtime) -> Fit:
+            plans.append(plan)
+            return Fit()
+
+        monkeypatch.setattr("sfumato.training.fit", noted)
+        model = make_split()
+        bound = chain().bind(model, generator=generator(5))
+        training = recipe(epochs=epochs, select=select, select_from=select_from)
+        train(model, bound, self.splits(), training, seed=1, runtime=Runtime(fabric=FABRIC))
+        assert [plan.select_from for plan in plans] == [first]
 
     def test_kept_weights_have_the_validation_accuracy_of_their_epoch(self) -> None:
         model = make_split()

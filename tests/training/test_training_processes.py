@@ -21,7 +21,9 @@ PROGRAM = Path(__file__).with_name("training_program.py")
 
 
 def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    kept = {key: os.environ[key] for key in ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH") if key in os.environ}
+    kept = {
+        key: os.environ[key] for key in ("PATH", "HOME", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH") if key in os.environ
+    }
     return subprocess.Popen(
         [sys.executable, "-W", "error", PROGRAM, *map(str, arguments)],
         env=kept | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"} | environment,

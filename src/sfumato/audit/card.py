@@ -117,8 +117,8 @@ class AttackInfo(_Section):
     queries: Count = Field(description="images the attacker sent through the edge")
     train: Quality = Field(description="on images the attack was trained on")
     test: Quality = Field(description="on test images neither the model nor the attack has seen")
-    test_mse: list[NonNegative] = Field(description="per judged test image")
-    test_ssim: list[float] = Field(description="per judged test image")
+    test_mse: list[NonNegative] = Field(min_length=1, description="per judged test image")
+    test_ssim: list[float] = Field(min_length=1, description="per judged test image")
     examples: list[Example]
 
 

@@ -57,7 +57,7 @@ class CEM(Defense):
 
     def _bind(self, split: SplitModel, generator: torch.Generator) -> BoundDefense:
         if split.feature.noise_variance == 0:
-            raise InputError("defense cem", "a channel without noise", "noise in the same chain")
+            raise InputError("defense cem", "a channel without Gaussian noise", "Gaussian noise in the same chain")
         num_classes = _number_of_classes(split)
         dim = torch.Size(split.feature.shape).numel()
         return BoundCEM(self, num_classes, dim, split.feature.noise_variance)

@@ -70,4 +70,5 @@ class _BoundNoise(BoundDefense):
         return self._layer[0]
 
     def noise_variance(self) -> float:
-        return self._spec.sigma**2
+        # CEM's bound needs the entropy of the noise, and takes it to be Gaussian.
+        return self._spec.sigma**2 if self._spec.kind == "gaussian" else 0.0

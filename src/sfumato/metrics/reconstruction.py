@@ -21,6 +21,8 @@ class Quality:
         mse: Mean squared error over channels and pixels, on [0, 1] pixels.
         psnr: 10·log10(1/mse) in dB; infinite where a reconstruction is exact.
         ssim: Structural similarity (Wang et al. 2004), Gaussian window 11, σ 1.5, per channel, data range 1.
+            As torchmetrics computes it: averaged over the whole image with mirrored borders, where the original
+            averages over windows inside the image only.
     """
 
     mse: Tensor

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sfumato.audit.card import AttackInfo, Card
 from sfumato.errors import InputError
-from sfumato.report.format import call, finite
+from sfumato.report.format import call
 
 PASSIVE_PARTS = frozenset({"bottleneck", "identity", "none"})
 """Parts that shape the feature but are not there to protect it: a model with no others is undefended."""
@@ -49,12 +48,7 @@ def is_undefended(card: Card) -> bool:
 
 def strongest_attack(card: Card) -> AttackInfo:
     """The attack with the highest SSIM on test images; of equal ones the one with the lower MSE."""
-
-    def strength(attack: AttackInfo) -> tuple[float, float]:
-        ssim = finite(attack.test.ssim)
-        return (-math.inf if ssim is None else ssim, -attack.test.mse)
-
-    return max(card.attacks, key=strength)
+    return max(card.attacks, key=lambda attack: (attack.test.ssim, -attack.test.mse))
 
 
 def judged_images(card: Card) -> int:
@@ -69,8 +63,7 @@ def per_image_ssim(card: Card) -> list[float]:
     """
     longest = judged_images(card)
     columns = [attack.test_ssim for attack in card.attacks if len(attack.test_ssim) == longest]
-    known = [[value for value in row if math.isfinite(value)] for row in zip(*columns)]
-    return [max(row) for row in known if row]
+    return [max(row) for row in zip(*columns)]
 
 
 def entries(cards: Iterable[Card]) -> tuple[Entry, ...]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from sfumato.audit.card import Card
 from sfumato.report.comparison import Entry, entries
-from sfumato.report.format import finite, fixed, percent
+from sfumato.report.format import fixed, percent
 from sfumato.report.labels import Box, Placed, place_labels
 from sfumato.report.verdict import BLURRED_SSIM, COPY_SSIM, RECOGNIZABLE_SSIM, Level
 
@@ -42,16 +42,16 @@ AxisName = Literal["ssim", "mse"]
 @dataclass(frozen=True)
 class _Axis:
     label: str
-    value: Callable[[Entry], float | None]
-    mean: Callable[[Entry], float | None]
+    value: Callable[[Entry], float]
+    mean: Callable[[Entry], float]
     bands: tuple[tuple[float, float, Level], ...] = ()
 
 
 _AXES: dict[AxisName, _Axis] = {
     "ssim": _Axis(
         "similarity of the attacker’s picture (SSIM), more private →",
-        lambda e: finite(e.card.worst_case.ssim),
-        lambda e: finite(e.card.mean_image.ssim),
+        lambda e: e.card.worst_case.ssim,
+        lambda e: e.card.mean_image.ssim,
         (
             (1.0, COPY_SSIM, Level.COPY),
             (COPY_SSIM, RECOGNIZABLE_SSIM, Level.RECOGNIZABLE),
@@ -61,15 +61,13 @@ _AXES: dict[AxisName, _Axis] = {
     ),
     "mse": _Axis(
         "error of the attacker’s picture (MSE), more private →",
-        lambda e: finite(e.strongest.test.mse),
-        lambda e: finite(e.card.mean_image.mse),
+        lambda e: e.strongest.test.mse,
+        lambda e: e.card.mean_image.mse,
     ),
 }
 
 
-def privacy_utility_svg(
-    cards: Sequence[Card], *, axis: AxisName = "ssim", width: int = 760, height: int = 440
-) -> str:
+def privacy_utility_svg(cards: Sequence[Card], *, axis: AxisName = "ssim", width: int = 760, height: int = 440) -> str:
     """Plot test accuracy against what the attacks leave private; the top right corner is the best place.
 
     Args:
@@ -106,9 +104,7 @@ def draw(members: Sequence[Entry], *, axis: AxisName, width: int, height: int) -
 
 def numbered(members: Sequence[Entry], *, width: int = 760) -> bool:
     """Whether points carry numbers because names would not fit."""
-    return (
-        len(members) > (10 if width >= 500 else 5) or max(len(entry.name) for entry in members) > width / 20
-    )
+    return len(members) > (10 if width >= 500 else 5) or max(len(entry.name) for entry in members) > width / 20
 
 
 def inline(svg: str, *, prefix: str, description: str) -> str:
@@ -145,11 +141,11 @@ def describe(members: Sequence[Entry]) -> str:
 
 
 def _frame(axes: Axes, how: _Axis, members: Sequence[Entry], *, narrow: bool) -> None:
-    known = [v for e in members for v in (how.value(e), how.mean(e)) if v is not None]
+    shown = [value for entry in members for value in (how.value(entry), how.mean(entry))]
     if how.bands:
-        axes.set_xlim(1.0, min([0.0, *(value - 0.03 for value in known)]))
+        axes.set_xlim(1.0, min([0.0, *(value - 0.03 for value in shown)]))
     else:
-        axes.set_xlim(0.0, 1.12 * max([*known, 1e-6]))
+        axes.set_xlim(0.0, 1.12 * max([*shown, 1e-6]))
     accuracy = [100 * entry.card.utility.test_accuracy for entry in members]
     middle, half = (max(accuracy) + min(accuracy)) / 2, max(4.0, 0.75 * (max(accuracy) - min(accuracy)))
     # Room above the points, where the names of the bands stand.
@@ -188,18 +184,18 @@ def _bands(axes: Axes, how: _Axis, *, narrow: bool) -> None:
 def _points(axes: Axes, how: _Axis, members: Sequence[Entry]) -> None:
     width, height = axes.get_figure(root=True).get_size_inches() * 72  # type: ignore[union-attr]
     short = numbered(members, width=round(width))
-    shown = [(entry, value) for entry in members if (value := how.value(entry)) is not None]
-    where = [axes.transData.transform((v, 100 * e.card.utility.test_accuracy)) for e, v in shown]
-    texts = [str(entry.number) if short else entry.name for entry, _ in shown]
+    points = [(how.value(entry), 100 * entry.card.utility.test_accuracy) for entry in members]
+    where = [axes.transData.transform(point) for point in points]
+    texts = [str(entry.number) if short else entry.name for entry in members]
     room = Box(58.0, 52.0, float(width) - 4, float(height) - 40)
     at = [(float(x), float(y)) for x, y in where]
     placed = place_labels(at, texts, size=11.0, room=room, keep_free=_mean_lines(axes, how, members))
-    for (entry, value), label in zip(shown, placed):
-        _point(axes, entry, (value, 100 * entry.card.utility.test_accuracy), label)
+    for entry, point, label in zip(members, points, placed):
+        _point(axes, entry, point, label)
 
 
 def _mean_values(how: _Axis, members: Sequence[Entry]) -> list[float]:
-    return sorted({round(value, 3) for entry in members if (value := how.mean(entry)) is not None})
+    return sorted({round(how.mean(entry), 3) for entry in members})
 
 
 def _mean_lines(axes: Axes, how: _Axis, members: Sequence[Entry]) -> list[Box]:

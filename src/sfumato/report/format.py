@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,64 +14,51 @@ MISSING = "–"
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-def finite(value: float | None) -> float | None:
-    """``value``, or ``None`` where it is missing, infinite or not a number."""
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
 def fixed(value: float | None, digits: int) -> str:
     """A decimal number with so many digits.
 
     >>> fixed(0.12345, 3), fixed(None, 3), fixed(-0.0001, 2)
     ('0.123', '–', '0.00')
     """
-    known = finite(value)
     # Adding zero turns the "-0.00" that rounding a tiny negative leaves into "0.00".
-    return MISSING if known is None else f"{round(known, digits) + 0.0:.{digits}f}"
+    return MISSING if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-def percent(value: float | None) -> str:
+def percent(value: float) -> str:
     """A fraction as a percentage with one decimal.
 
     >>> percent(0.8734)
     '87.3 %'
     """
-    known = finite(value)
-    return MISSING if known is None else f"{fixed(100 * known, 1)} %"
+    return f"{fixed(100 * value, 1)} %"
 
 
-def amount(value: float | None) -> str:
+def amount(value: float) -> str:
     """A count with a decimal prefix, three digits kept.
 
     >>> amount(0), amount(512), amount(85256), amount(21.9e6)
     ('0', '512', '85.3 k', '21.9 M')
     """
-    known = finite(value)
-    if known is None:
-        return MISSING
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(known) >= size:
-            scaled = known / size
+        if abs(value) >= size:
+            scaled = value / size
             return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {prefix}"
-    return f"{known:.0f}"
+    return f"{value:.0f}"
 
 
-def octets(value: float | None) -> str:
+def octets(value: float) -> str:
     """A number of bytes with a decimal prefix.
 
     >>> octets(2048), octets(12)
     ('2.05 kB', '12 B')
     """
     text = amount(value)
-    if text == MISSING:
-        return text
     return f"{text}B" if text[-1].isalpha() else f"{text} B"
 
 
-def milliseconds(value: float | None) -> str:
+def milliseconds(value: float) -> str:
     """A duration in milliseconds."""
-    known = finite(value)
-    return MISSING if known is None else f"{fixed(known, 2 if known < 10 else 1)} ms"
+    return f"{fixed(value, 2 if value < 10 else 1)} ms"
 
 
 def count_word(count: int) -> str:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from sfumato.audit.card import AttackInfo, Card
 from sfumato.report import coverage, figures, provenance, table, verdict, wording
 from sfumato.report.comparison import Entry, by_data, entries
-from sfumato.report.format import MISSING, call, finite, fixed, octets, percent
+from sfumato.report.format import MISSING, call, fixed, octets, percent
 from sfumato.report.gallery import Wall, hang, line_up
 from sfumato.storage import write_text
 
@@ -30,7 +30,7 @@ class _Model:
     words: wording.Words
     wall: Wall
     facts: list[provenance.Fact]
-    leak: float | None
+    leak: float
 
     @property
     def picture_size(self) -> tuple[int, int]:
@@ -127,15 +127,10 @@ def _models(members: Sequence[Entry], verdicts: Sequence[verdict.Verdict]) -> li
             words=wording.describe(entry, each),
             wall=hang(entry),
             facts=facts,
-            leak=_share(entry.card.worst_case.ssim),
+            leak=round(100 * min(1.0, max(0.0, entry.card.worst_case.ssim)), 1),
         )
         for entry, each, facts in zip(members, verdicts, provenance.own(members))
     ]
-
-
-def _share(ssim: float) -> float | None:
-    known = finite(ssim)
-    return None if known is None else round(100 * min(1.0, max(0.0, known)), 1)
 
 
 def _column_groups() -> list[tuple[str, list[table.Column]]]:

@@ -67,9 +67,7 @@ def _model(card: Card) -> list[Fact]:
 
 def _training(card: Card) -> list[Fact]:
     training, utility = card.training, card.utility
-    accuracy = (
-        f"{percent(utility.train_accuracy)} training, {percent(utility.validation_accuracy)} validation"
-    )
+    accuracy = f"{percent(utility.train_accuracy)} training, {percent(utility.validation_accuracy)} validation"
     losses = ", ".join(f"{name} {fixed(value, 4)}" for name, value in sorted(training.losses.items()))
     kept = f"{training.epochs_run} run, number {training.epoch_kept} kept (best on the validation part)"
     return [

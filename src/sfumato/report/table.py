@@ -8,14 +8,15 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
 
-from sfumato.audit.card import Card, Quality
+from sfumato.audit.card import Card
 from sfumato.report.comparison import Entry, entries
-from sfumato.report.format import amount, finite, fixed, milliseconds, octets, percent
+from sfumato.report.format import MISSING, amount, fixed, milliseconds, octets, percent
 
 Value = str | float | int | None
 Better = Literal["higher", "lower", "none"]
@@ -38,7 +39,7 @@ class Column:
     key: str
     title: str
     value: Callable[[Entry], Value]
-    show: Callable[[float | None], str]
+    show: Callable[[float], str]
     meaning: str
     group: str = ""
     private: Better = "none"
@@ -66,18 +67,16 @@ class Column:
     def text(self, entry: Entry) -> str:
         """The cell as people read it."""
         value = self.value(entry)
+        if value is None:
+            return MISSING
         return value if isinstance(value, str) else self.show(value)
 
 
 def _quality(part: str, figure: str) -> Callable[[Entry], Value]:
-    def value(entry: Entry) -> Value:
-        quality: Quality = getattr(entry.strongest, part)
-        return finite(getattr(quality, figure))
-
-    return value
+    return attrgetter(f"strongest.{part}.{figure}")
 
 
-def _digits(count: int) -> Callable[[float | None], str]:
+def _digits(count: int) -> Callable[[float], str]:
     return lambda value: fixed(value, count)
 
 
@@ -104,7 +103,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("train_ssim", "train", _quality("train", "ssim"), _digits(3), _SSIM, "SSIM", "lower"),
     Column("test_ssim", "test", _quality("test", "ssim"), _digits(3), _SSIM, "SSIM", "lower"),
     Column(
-        "worst_case_ssim", "worst case", lambda e: finite(e.card.worst_case.ssim), _digits(3),
+        "worst_case_ssim", "worst case", lambda e: e.card.worst_case.ssim, _digits(3),
         "The best of all attacks on each test picture, averaged. The verdict rests on it.", "SSIM", "lower",
     ),
     Column(

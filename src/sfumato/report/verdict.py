@@ -21,7 +21,6 @@ from enum import Enum
 
 from sfumato.audit.card import Card
 from sfumato.report.comparison import Entry, per_image_ssim
-from sfumato.report.format import finite
 
 COPY_SSIM = 0.85
 """From here on, details survive: small print, the features of a face."""
@@ -60,7 +59,6 @@ class Level(Enum):
     RECOGNIZABLE = "recognizable"
     BLURRED = "blurred"
     HARDLY = "hardly anything"
-    UNKNOWN = "not measured"
 
 
 LEVEL_MEANING = {
@@ -78,7 +76,6 @@ class Outcome(Enum):
     FAILS = "defense fails"
     INSUFFICIENT = "not enough"
     WITHSTOOD = "withstood these attacks"
-    UNKNOWN = "not measured"
 
 
 class Cost(Enum):
@@ -128,8 +125,6 @@ def level_of(ssim: float) -> Level:
     (<Level.COPY: 'near copy'>, <Level.RECOGNIZABLE: 'recognizable'>, <Level.BLURRED: 'blurred'>, \
 <Level.HARDLY: 'hardly anything'>)
     """
-    if not math.isfinite(ssim):
-        return Level.UNKNOWN
     if ssim >= COPY_SSIM:
         return Level.COPY
     if ssim >= RECOGNIZABLE_SSIM:
@@ -139,18 +134,15 @@ def level_of(ssim: float) -> Level:
 
 def no_better_than_mean(card: Card) -> bool:
     """Whether the strongest attack is no better than answering with the mean training image."""
-    ssim, mean = finite(card.worst_case.ssim), finite(card.mean_image.ssim)
-    if ssim is None or mean is None:
-        return False
-    close = ssim <= mean + MEAN_IMAGE_SSIM_MARGIN
-    return close and card.worst_case.mse >= MEAN_IMAGE_MSE_MARGIN * card.mean_image.mse
+    worst, mean = card.worst_case, card.mean_image
+    return worst.ssim <= mean.ssim + MEAN_IMAGE_SSIM_MARGIN and worst.mse >= MEAN_IMAGE_MSE_MARGIN * mean.mse
 
 
 def leak_level(card: Card) -> Level:
     """The level of the worst case, corrected by the mean image as the module says."""
-    level = level_of(card.worst_case.ssim)
-    if level is not Level.UNKNOWN and no_better_than_mean(card):
+    if no_better_than_mean(card):
         return Level.HARDLY
+    level = level_of(card.worst_case.ssim)
     coarse = card.worst_case.mse < COARSE_MSE_SHARE * card.mean_image.mse
     return Level.BLURRED if level is Level.HARDLY and coarse else level
 
@@ -169,7 +161,7 @@ def judge(entry: Entry) -> Verdict:
         no_better_than_mean=no_better_than_mean(card),
         useless=is_useless(card),
         error_factor=None if baseline is None else _error_factor(card, baseline),
-        ssim_change=None if baseline is None else finite(card.worst_case.ssim - baseline.worst_case.ssim),
+        ssim_change=None if baseline is None else card.worst_case.ssim - baseline.worst_case.ssim,
         points=points,
         cost=None if baseline is None or points is None else _cost(points, card, baseline),
         suspicions=len(card.suspicions),
@@ -188,23 +180,19 @@ def is_useless(card: Card) -> bool:
 
 
 def _outcome(entry: Entry, recognizable: int, judged: int) -> Outcome:
-    level = leak_level(entry.card)
-    if level is Level.UNKNOWN or judged == 0:
-        return Outcome.UNKNOWN
     if entry.undefended:
         return Outcome.UNDEFENDED
     if is_useless(entry.card) or (entry.baseline is not None and not _helps(entry.card, entry.baseline)):
         return Outcome.FAILS
-    exposed = recognizable > EXPOSED_SHARE * judged
-    return Outcome.INSUFFICIENT if exposed or level in (Level.COPY, Level.RECOGNIZABLE) else Outcome.WITHSTOOD
+    exposed = recognizable > EXPOSED_SHARE * judged or leak_level(entry.card) in (Level.COPY, Level.RECOGNIZABLE)
+    return Outcome.INSUFFICIENT if exposed else Outcome.WITHSTOOD
 
 
 def _helps(card: Card, baseline: Card) -> bool:
-    change = finite(card.worst_case.ssim - baseline.worst_case.ssim)
-    if change is not None and change >= SSIM_GAIN:
+    change = card.worst_case.ssim - baseline.worst_case.ssim
+    if change >= SSIM_GAIN:
         return False  # leaking clearly more by what people see is not made good by a higher MSE
-    lower = change is not None and change <= -SSIM_GAIN
-    return lower or card.worst_case.mse >= MSE_GAIN * max(baseline.worst_case.mse, 1e-12)
+    return change <= -SSIM_GAIN or card.worst_case.mse >= MSE_GAIN * max(baseline.worst_case.mse, 1e-12)
 
 
 def _error_factor(card: Card, baseline: Card) -> float | None:

@@ -15,7 +15,6 @@ _SEES = {
     Level.RECOGNIZABLE: "The attacker gets recognizable pictures.",
     Level.BLURRED: "The attacker gets blurred pictures: rough layout and colors, few details.",
     Level.HARDLY: "The attacker sees hardly anything.",
-    Level.UNKNOWN: "What the attacker sees was not measured, so nothing can be concluded.",
 }
 
 
@@ -30,9 +29,8 @@ class Words:
 
 def describe(entry: Entry, verdict: Verdict) -> Words:
     """One model's verdict in words: what is seen, what the defense adds, what it costs, what to doubt."""
-    parts = [_figures(entry.card, verdict), _exposed(verdict), _effect(entry, verdict)]
-    parts += [_price(entry, verdict)]
-    return Words(_SEES[verdict.level], tuple(part for part in parts if part), _doubt(verdict))
+    sentences = (_figures(entry.card, verdict), _exposed(verdict), _effect(entry, verdict), _price(entry, verdict))
+    return Words(_SEES[verdict.level], sentences, _doubt(verdict))
 
 
 def conclude(members: Sequence[Entry], verdicts: Sequence[Verdict]) -> Words:
@@ -44,9 +42,7 @@ def conclude(members: Sequence[Entry], verdicts: Sequence[Verdict]) -> Words:
     if defended:
         parts += [_by_outcome(defended), _best(defended)]
         if not bare:
-            parts.append(
-                "No undefended model was audited beside it, so how much the defense adds cannot be told."
-            )
+            parts.append("No undefended model was audited beside it, so how much the defense adds cannot be told.")
     parts += [_chance(members)]
     return Words(_headline(bare, defended), tuple(part for part in parts if part), _doubts(pairs))
 
@@ -63,8 +59,6 @@ def _figures(card: Card, verdict: Verdict) -> str:
 
 
 def _exposed(verdict: Verdict) -> str:
-    if verdict.level is Level.UNKNOWN or verdict.judged == 0:
-        return ""
     if verdict.recognizable == 0:
         return f"None of the {verdict.judged:,} pictures that were judged is recognizable by this measure."
     one = plural(verdict.recognizable, "is", "are")
@@ -75,16 +69,12 @@ def _exposed(verdict: Verdict) -> str:
 def _effect(entry: Entry, verdict: Verdict) -> str:
     if entry.undefended:
         return "Nothing protects this model; the others are measured against it."
-    if verdict.outcome is Outcome.UNKNOWN:
-        return ""
     if verdict.useless:
         return "The defense fails: the model itself hardly does better than guessing."
     if entry.baseline is None:
         kept = verdict.outcome is Outcome.WITHSTOOD
         what = "It withstood the attacks that were run" if kept else f"It is not enough: {_too_much(verdict)}"
-        return (
-            f"{what}. There is no undefended twin to compare with, so what the defense adds cannot be told."
-        )
+        return f"{what}. There is no undefended twin to compare with, so what the defense adds cannot be told."
     against = _against(entry.card, entry.baseline, verdict)
     if verdict.outcome is Outcome.FAILS:
         worse = verdict.ssim_change is not None and verdict.ssim_change > 0.0
@@ -112,18 +102,12 @@ def _against(card: Card, baseline: Card, verdict: Verdict) -> str:
 def _price(entry: Entry, verdict: Verdict) -> str:
     accuracy = f"It answers {percent(entry.card.utility.test_accuracy)} of the test pictures correctly"
     if verdict.useless and entry.undefended:
-        return (
-            f"{accuracy}, hardly more than by guessing: an audit of a model that does not work says little."
-        )
+        return f"{accuracy}, hardly more than by guessing: an audit of a model that does not work says little."
     if verdict.points is None or verdict.cost is None:
         return f"{accuracy}."
     if verdict.cost is Cost.NONE:
         more = verdict.points < 0
-        what = (
-            "no fewer than the undefended model"
-            if more
-            else "no measurable loss against the undefended model"
-        )
+        what = "no fewer than the undefended model" if more else "no measurable loss against the undefended model"
         return f"{accuracy}: {what}."
     return f"{accuracy}: {verdict.cost.value}, {fixed(verdict.points, 1)} points below the undefended model."
 
@@ -141,10 +125,7 @@ def _doubt(verdict: Verdict) -> str:
 def _headline(bare: Sequence[tuple[Entry, Verdict]], defended: Sequence[tuple[Entry, Verdict]]) -> str:
     if not defended:
         return _bare_headline(bare)
-    measured = [v for _, v in defended if v.outcome is not Outcome.UNKNOWN]
-    good = [v for v in measured if v.outcome is Outcome.WITHSTOOD]
-    if not measured:
-        return "What leaks was not measured."
+    good = [v for _, v in defended if v.outcome is Outcome.WITHSTOOD]
     doubted = bool(good) and all(v.suspicions for v in good)
     if len(defended) == 1:
         if doubted:
@@ -165,7 +146,7 @@ def _bare_headline(bare: Sequence[tuple[Entry, Verdict]]) -> str:
         return "Undefended, the feature gives the picture away."
     if Level.BLURRED in levels:
         return "Undefended, the feature gives a blurred picture away."
-    return "What leaks was not measured." if Level.UNKNOWN in levels else "The attacks found hardly anything."
+    return "The attacks found hardly anything."
 
 
 def _bare(bare: Sequence[tuple[Entry, Verdict]]) -> str:
@@ -176,7 +157,6 @@ def _bare(bare: Sequence[tuple[Entry, Verdict]]) -> str:
         Level.RECOGNIZABLE: "the attacker gets recognizable pictures",
         Level.BLURRED: "the attacker gets blurred pictures",
         Level.HARDLY: "the attacker sees hardly anything",
-        Level.UNKNOWN: "what the attacker sees was not measured",
     }[verdict.level]
     return f"Without a defense, {got} (SSIM {fixed(entry.card.worst_case.ssim, 2)})."
 
@@ -186,13 +166,11 @@ def _by_outcome(defended: Sequence[tuple[Entry, Verdict]]) -> str:
         Outcome.WITHSTOOD: "withstood the attacks that were run",
         Outcome.INSUFFICIENT: "still lets pictures be recognized",
         Outcome.FAILS: "fails as a defense",
-        Outcome.UNKNOWN: "could not be judged",
     }
     many = {
         Outcome.WITHSTOOD: "withstood the attacks that were run",
         Outcome.INSUFFICIENT: "still let pictures be recognized",
         Outcome.FAILS: "fail as defenses",
-        Outcome.UNKNOWN: "could not be judged",
     }
     phrases = []
     for outcome in says:
@@ -221,9 +199,5 @@ def _doubts(pairs: Sequence[tuple[Entry, Verdict]]) -> str:
 
 def _chance(members: Sequence[Entry]) -> str:
     once = any(len(seeds(members, entry)) == 1 for entry in members)
-    seed = (
-        " Some or all models were trained with one seed only, so small differences may be chance."
-        if once
-        else ""
-    )
+    seed = " Some or all models were trained with one seed only, so small differences may be chance." if once else ""
     return f"This is a test, not a certificate: a better attacker may see more.{seed}"
