@@ -59,8 +59,7 @@ def signature_of(function: Callable[..., Any]) -> dict[str, tuple[str, Any]]:
     hints = get_type_hints(function)
     parameters = inspect.signature(function).parameters
     return {
-        name: (_type_name(hints[name]), None if p.default is p.empty else p.default)
-        for name, p in parameters.items()
+        name: (_type_name(hints[name]), None if p.default is p.empty else p.default) for name, p in parameters.items()
     }
 
 
@@ -76,6 +75,4 @@ def _model(function: Callable[..., Any]) -> type[BaseModel]:
 def _type_name(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " | ".join(str(choice) for choice in get_args(hint))
-    return (
-        hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
-    )
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")

@@ -156,8 +156,15 @@ def test_a_damaged_run_is_refused(tmp_path, tiny_settings, runtime, name):
 
 
 def test_an_audit_stopped_at_any_step_goes_on_to_the_same_cards(tmp_path, tiny_settings):
-    settings = load_settings([tiny_settings, {"training": {"epochs": 1}, "attacks": [
-        {"attack": "decoder", "depth": 0, "width": 2, "epochs": 1, "batch_size": 64}]}])
+    settings = load_settings(
+        [
+            tiny_settings,
+            {
+                "training": {"epochs": 1},
+                "attacks": [{"attack": "decoder", "depth": 0, "width": 2, "epochs": 1, "batch_size": 64}],
+            },
+        ]
+    )
     whole = audit(settings, root=tmp_path / "whole", runtime=Runtime(fabric=make_fabric("cpu")))
     stops = 0
     for _ in range(100):
@@ -177,16 +184,30 @@ def test_an_audit_stopped_at_any_step_goes_on_to_the_same_cards(tmp_path, tiny_s
 def test_an_audit_killed_in_the_middle_goes_on_to_the_same_cards(tmp_path, tiny_settings):
     longer = {"training": {"epochs": 12}, "defenses": ["cem"]}
     config = tmp_path / "audit.yaml"
-    config.write_text(yaml.safe_dump({**tiny_settings, "training": {**tiny_settings["training"], "epochs": 12},
-                                      "defenses": ["cem"]}))
-    whole = audit(load_settings([tiny_settings, longer]), root=tmp_path / "whole", runtime=Runtime(
-        fabric=make_fabric("cpu")))
-    command = [sys.executable, "-c", "from sfumato.cli import main; main()", "audit", "--config", str(config),
-               "--runs", str(tmp_path / "killed"), "--out", str(tmp_path / "page"), "--checkpoint-seconds", "0"]
+    config.write_text(
+        yaml.safe_dump({**tiny_settings, "training": {**tiny_settings["training"], "epochs": 12}, "defenses": ["cem"]})
+    )
+    whole = audit(
+        load_settings([tiny_settings, longer]), root=tmp_path / "whole", runtime=Runtime(fabric=make_fabric("cpu"))
+    )
+    command = [
+        sys.executable,
+        "-c",
+        "from sfumato.cli import main; main()",
+        "audit",
+        "--config",
+        str(config),
+        "--runs",
+        str(tmp_path / "killed"),
+        "--out",
+        str(tmp_path / "page"),
+        "--checkpoint-seconds",
+        "0",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     victim = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while not (log := list((tmp_path / "killed").rglob("metrics.jsonl"))) or not 2 <= log[0].read_text().count("\n"):
+    while not (log := list((tmp_path / "killed").rglob("metrics.jsonl"))) or log[0].read_text().count("\n") < 2:
         assert victim.poll() is None, victim.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -221,7 +242,7 @@ def test_an_attacker_with_images_of_its_own(tmp_path, tiny_settings, runtime):
 
 def test_a_defense_that_cannot_be_set_up_stops_before_the_first_is_trained(tmp_path, tiny_settings, runtime):
     settings = load_settings([tiny_settings, {"defenses": ["none", {"label": "bare", "chain": [{"part": "noise"}]}]}])
-    with pytest.raises(InputError, match="bare: defense noise: .* put bottleneck before it"):
+    with pytest.raises(InputError, match=r"bare: defense noise: .* put bottleneck before it"):
         audit(settings, root=tmp_path, runtime=runtime)
     assert not list(tmp_path.iterdir())
 
@@ -250,8 +271,13 @@ def test_a_run_is_opened_again_and_refused_if_its_data_changed(finished, tiny_se
 
 def test_real_photographs(shared_data, tmp_path, tiny_settings, runtime):
     change = {
-        "data": {"source": "cifar10", "path": str(shared_data / "cifar10-small"), "train_limit": 200, "test": None,
-                 "test_limit": 50},
+        "data": {
+            "source": "cifar10",
+            "path": str(shared_data / "cifar10-small"),
+            "train_limit": 200,
+            "test": None,
+            "test_limit": 50,
+        },
         "defenses": ["dist_corr"],
     }
     card = audit(load_settings([tiny_settings, change]), root=tmp_path, runtime=runtime)[0]

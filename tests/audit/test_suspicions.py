@@ -79,8 +79,14 @@ def test_the_gradient_of_a_linear_edge_is_known(scale, expected):
         def forward(self, x):
             return scale * x
 
-    split = SplitModel(Scale(), nn.Identity(), nn.Flatten(), image_shape=(1, 16, 16),
-                       feature=Feature(output_shape(Scale(), (1, 16, 16))), cut="scale")
+    split = SplitModel(
+        Scale(),
+        nn.Identity(),
+        nn.Flatten(),
+        image_shape=(1, 16, 16),
+        feature=Feature(output_shape(Scale(), (1, 16, 16))),
+        cut="scale",
+    )
     target = make_target(split, "white-box", generator=torch.Generator().manual_seed(0))
     # ½‖s·x‖² has the gradient s²·x.
     norm = float(IMAGES.flatten(1).norm(dim=1).mean())

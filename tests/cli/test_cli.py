@@ -187,8 +187,11 @@ def test_a_damaged_checkpoint_is_refused(config, tmp_path, capsys):
     settings = load_settings([read_yaml(config)])
     steps = iter(range(2))
     with pytest.raises(Interrupted):
-        train_all(settings, root=tmp_path / "runs", runtime=Runtime(
-            fabric=make_fabric("cpu"), should_stop=lambda: next(steps, None) is None))
+        train_all(
+            settings,
+            root=tmp_path / "runs",
+            runtime=Runtime(fabric=make_fabric("cpu"), should_stop=lambda: next(steps, None) is None),
+        )
     path = next((tmp_path / "runs").rglob("checkpoint.safetensors"))
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
@@ -202,10 +205,21 @@ def test_a_damaged_checkpoint_is_refused(config, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_a_resumable_run_and_says_how_to_resume(config, tmp_path, number):
-    command = [sys.executable, "-c", "from sfumato.cli import main; main()",
-               "train", "--config", config, "--defenses", "none", "--training.epochs", "400"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
-                               env=os.environ)
+    command = [
+        sys.executable,
+        "-c",
+        "from sfumato.cli import main; main()",
+        "train",
+        "--config",
+        config,
+        "--defenses",
+        "none",
+        "--training.epochs",
+        "400",
+    ]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=os.environ
+    )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "runs").rglob("metrics.jsonl")):
         assert process.poll() is None, process.stderr.read()

@@ -318,7 +318,9 @@ def test_class_that_is_absent_adds_nothing_to_the_theory() -> None:
 
 
 def test_it_needs_noise_and_takes_its_size_from_the_split() -> None:
-    with pytest.raises(InputError, match="defense cem: got 'a channel without Gaussian noise'; accepted: Gaussian noise"):
+    with pytest.raises(
+        InputError, match="defense cem: got 'a channel without Gaussian noise'; accepted: Gaussian noise"
+    ):
         CEM().bind(noisy_split(0.0), generator=seeded())
     bound = bound_cem(CEM(components=7), variance=0.09)
     assert bound.mixture.means.shape == (K, 7, D)

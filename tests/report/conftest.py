@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import functools
 import io
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,8 +33,7 @@ def _quality(mse: float, ssim: float) -> dict[str, Any]:
 
 
 def _examples(mse: float, ssim: float, first: int, label: str | None) -> list[dict[str, Any]]:
-    seen = ssim if math.isfinite(ssim) else 0.0
-    blur = 0.4 + 5 * (1 - seen) ** 2
+    blur = 0.4 + 5 * (1 - ssim) ** 2
     ranks = (("best", 0.12, 0.7), ("median", 0.0, 1.0), ("worst", -0.15, 1.4), *(("fixed", 0.0, 1.0),) * 8)
     return [
         {
@@ -163,9 +161,7 @@ def gallery() -> list[Card]:
     rmle = {"threat_model": "white-box", "trained_on": "nothing", "queries": 0, "steps": 2000, "tv": 0.1}
     generator = {"threat_model": "gray-box", "trained_on": "auxiliary", "epochs": 100}
 
-    def card(
-        label: str, parts: list[tuple[str, dict[str, Any]]], mse: float, ssim: float, **more: Any
-    ) -> Card:
+    def card(label: str, parts: list[tuple[str, dict[str, Any]]], mse: float, ssim: float, **more: Any) -> Card:
         attacks = [
             make_attack("decoder", mse=mse, ssim=ssim, **decoder),
             make_attack("generator", mse=1.3 * mse, ssim=0.9 * ssim, **generator),

@@ -72,7 +72,7 @@ def test_nothing_sticks_out(browser, width):
 def test_pictures_and_headings_are_there(browser, width):
     _view(browser, width)
     sizes = browser.execute_script("return [...document.images].map(i => [i.naturalWidth, i.clientWidth])")
-    assert len(sizes) == 42
+    assert len(sizes) == 90
     assert all(natural == 32 and shown >= 48 for natural, shown in sizes)
     heights = browser.execute_script(
         "return [...document.querySelectorAll('h1, h2, h3')].map(h => h.getBoundingClientRect().height)"
@@ -83,6 +83,19 @@ def test_pictures_and_headings_are_there(browser, width):
         "return [...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width)"
     )
     assert sorted(width > 0 for width in plots) == [False, True]
+
+
+@pytest.mark.parametrize(("width", "columns"), [(320, 4), (390, 4), (600, 8), (720, 8), (1200, 8)])
+def test_the_line_up_stands_in_even_columns(browser, width, columns):
+    _view(browser, width)
+    script = """return [...document.querySelectorAll('.lineup tr')].map(row =>
+        [...row.querySelectorAll('img')].map(i => i.getBoundingClientRect()).map(b => [b.left, b.width]))"""
+    first, *others = browser.execute_script(script)
+    assert len(others) == 5
+    assert all(row == first for row in others)
+    assert len({round(left) for left, _ in first}) == columns
+    assert max(size for _, size in first) - min(size for _, size in first) < 0.5
+    assert 48 <= first[0][1] <= 104
 
 
 def _luminance(color: str) -> float:
@@ -112,9 +125,7 @@ def test_the_plot_follows_the_dark(browser):
     inks = []
     for scheme in ("light", "dark"):
         _view(browser, 1200, scheme)
-        inks.append(
-            browser.execute_script("return getComputedStyle(document.querySelector('.wide text')).fill")
-        )
+        inks.append(browser.execute_script("return getComputedStyle(document.querySelector('.wide text')).fill"))
     assert _luminance(inks[0]) < 0.2 < 0.4 < _luminance(inks[1])
 
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from sfumato.errors import InputError
@@ -25,10 +23,7 @@ def test_a_bottleneck_alone_defends_nothing(card, parts, undefended):
 
 
 def test_equal_labels_are_told_apart_by_what_differs(card):
-    names = [
-        entry.name
-        for entry in entries([card("A", NOISE, seed=0), card("A", NOISE, seed=1), card("B", NOISE)])
-    ]
+    names = [entry.name for entry in entries([card("A", NOISE, seed=0), card("A", NOISE, seed=1), card("B", NOISE)])]
     assert names == ["A (seed 0)", "A (seed 1)", "B"]
 
 
@@ -38,8 +33,9 @@ def test_equal_labels_with_nothing_to_tell_them_apart_are_numbered(card):
 
 
 def test_the_strongest_attack_is_the_one_that_is_seen_best(card, attack):
-    made = card(attacks=[attack("a", ssim=0.4), attack("b", ssim=0.6), attack("c", ssim=math.nan)])
-    assert strongest_attack(made).attack.name == "b"
+    made = [attack("a", ssim=0.4, mse=0.001), attack("b", ssim=0.6), attack("c", ssim=0.6, mse=0.019)]
+    assert strongest_attack(card(attacks=made)).attack.name == "c"
+    assert strongest_attack(card(attacks=made[:2])).attack.name == "b"
 
 
 def test_each_image_counts_with_its_best_attack(card, attack):

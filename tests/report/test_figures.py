@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 import re
 import xml.etree.ElementTree as ET
 
@@ -51,11 +50,6 @@ def test_more_shapes_than_colors_tell_neighbors_apart(cards):
 def test_a_label_is_shown_literally(card, label):
     root = ET.fromstring(privacy_utility_svg([card(label)]))
     assert any(label in "".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text"))
-
-
-def test_a_model_without_ssim_is_left_out(card):
-    svg = privacy_utility_svg([card("None"), card("Broken", NOISE, ssim=math.nan)])
-    assert "Broken" not in svg
 
 
 def test_inline_follows_the_page(cards):

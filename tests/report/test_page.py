@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import math
+from collections import Counter
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
 
 import sfumato.report
+from sfumato.audit.card import Card
 from sfumato.errors import InputError
 from sfumato.report import entries, render_page, write_page
 from sfumato.report.gallery import line_up
@@ -84,16 +85,19 @@ def test_everyone_can_read_it(html):
     assert all(after - before <= 1 for before, after in pairwise(levels))
     assert all(image.get("alt") for image in page.all("img"))
     assert all(svg.get("role") == "img" and svg.get("aria-label") for svg in page.all("svg"))
-    assert len(page.all("caption")) == len(page.all("table")) == 2
+    assert len(page.all("caption")) == len(page.all("table")) == 3
     assert all(cell.get("scope") for cell in page.all("th"))
     assert all(region.get("tabindex") == "0" for region in page.all("div") if region.get("role") == "region")
 
 
 def test_the_order_of_the_sections(html):
-    sections = [section["id"] for section in Page(html).all("section")]
+    page = Page(html)
+    sections = [section["id"] for section in page.all("section")]
     assert sections == [
-        "verdict", "figures", "gallery", "plot", "attacks", "suspicions", "limits", "provenance",
+        "verdict", "gallery", "figures", "plot", "attacks", "suspicions", "limits", "provenance",
     ]  # fmt: skip
+    linked = [link["href"][1:] for link in page.all("a")]
+    assert linked[1 : 1 + len(sections)] == sections
 
 
 def test_what_the_page_says(html, cards):
@@ -119,11 +123,13 @@ def test_what_the_page_says(html, cards):
 
 def test_the_gallery_shows_best_median_and_worst_beside_the_undefended(html, cards):
     images = Page(html).all("img")
-    assert len(images) == 3 * 2 + 4 * 3 * 3
+    assert len(images) == (1 + 5) * 8 + 3 * 2 + 4 * 3 * 3
     assert all(image["class"] == "pixelated" and image["width"] == "32" for image in images)
-    sources = {image["src"].removeprefix("data:image/png;base64,") for image in images}
+    sources = Counter(image["src"].removeprefix("data:image/png;base64,") for image in images)
     strongest = [example for card in cards for example in card.attacks[0].examples]
-    assert sources == {e.original for e in strongest} | {e.reconstruction for e in strongest}
+    assert set(sources) == {e.original for e in strongest} | {e.reconstruction for e in strongest}
+    lined_up = [example for example in strongest if example.rank == "fixed"]
+    assert {sources[image] for e in lined_up for image in (e.original, e.reconstruction)} == {1}
 
 
 def test_the_same_cards_give_the_same_bytes(cards, html):
@@ -178,15 +184,14 @@ def test_many_cards_on_two_data_sets(card):
     assert "12 D11" in page.words
 
 
-@pytest.mark.parametrize("psnr", [None, math.nan])
-def test_missing_figures_are_dashes(card, attack, psnr):
-    made = attack(ssim=math.nan)
-    made["test"]["psnr"] = made["train"]["psnr"] = psnr
+def test_missing_figures_are_dashes(card, attack):
+    made = attack(mse=0.0, ssim=1.0)
+    assert made["test"]["psnr"] is made["train"]["psnr"] is None
     made["examples"] = []
-    html = render_page([card(attacks=[made])])
-    assert "nan" not in Page(html).words.lower().split()
-    assert "The card holds no example pictures." in html
-    assert "not measured" in html
+    words = Page(render_page([card(attacks=[made])])).words
+    assert words.count(" – ") == 3
+    assert not {"nan", "inf"} & set(words.lower().split())
+    assert "The card holds no example pictures." in words
 
 
 def test_attacks_that_some_were_spared_are_named(card, attack):
@@ -224,6 +229,30 @@ def test_every_model_shows_the_same_pictures_under_the_originals(card):
     for entry, pictures in lineup.rows:
         fixed = [example for example in entry.strongest.examples if example.rank == "fixed"]
         assert [picture.source.split(",")[1] for picture in pictures] == [each.reconstruction for each in fixed]
+
+
+def test_the_line_up_leaves_a_gap_where_a_card_lacks_a_picture(card, attack):
+    made = attack("decoder", mse=0.05, ssim=0.3)
+    del made["examples"][5]
+    cards = [card("None"), card("Noise", NOISE, attacks=[made])]
+    lineup = line_up(entries(cards))
+    assert lineup is not None
+    assert len(lineup.originals) == 8
+    whole, gap = ([picture is None for picture in pictures] for _, pictures in lineup.rows)
+    assert whole == [False] * 8
+    assert gap == [False, False, True, False, False, False, False, False]
+    assert len([cell for cell in Page(render_page(cards)).all("td") if not cell.get("data-label")]) == 3 * 8
+
+
+def test_each_data_set_has_a_line_up_of_its_own(card):
+    other = card("Other", checksum="b" * 64).model_dump()
+    other["data"] |= {"image_shape": (3, 112, 96), "source": "faces"}
+    page = Page(render_page([card(), Card.model_validate(other)]))
+    assert [image["width"] for image in page.all("img")[:32]] == ["32"] * 16 + ["96"] * 16
+    assert [image.get("class") for image in page.all("img")[:32]] == ["pixelated"] * 16 + [None] * 16
+    assert page.words.count("The same test pictures") == 2
+    assert "its SSIM. Data: digits." in page.words
+    assert "its SSIM. Data: faces." in page.words
 
 
 def test_cards_without_fixed_pictures_have_no_line_up(card, attack):

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from sfumato.report.comparison import entries
@@ -27,7 +25,6 @@ def _verdicts(*cards):
         (0.3, Level.BLURRED),
         (0.299, Level.HARDLY),
         (-0.2, Level.HARDLY),
-        (math.nan, Level.UNKNOWN),
     ],
 )
 def test_the_level_of_an_ssim(ssim, level):
@@ -63,7 +60,6 @@ def test_the_mean_image_corrects_the_level(card, mse, ssim, mean, level):
         ({"mse": 0.0020, "ssim": 0.97}, Outcome.FAILS, Cost.NONE),
         ({"mse": 0.0100, "ssim": 0.96}, Outcome.FAILS, Cost.NONE),  # higher MSE, yet seen more clearly
         ({"mse": 0.04, "ssim": 0.1, "accuracy": 0.12}, Outcome.FAILS, Cost.HEAVY),  # the model is broken
-        ({"mse": 0.04, "ssim": math.nan}, Outcome.UNKNOWN, Cost.NONE),
     ],
 )
 def test_outcome_and_cost_against_the_undefended_twin(card, made, outcome, cost):
@@ -104,7 +100,6 @@ def test_suspicions_put_a_good_result_in_doubt(card):
         ([0.35, 0.4], "All two defenses withstood the attacks that were run."),
         ([0.35, 0.6], "One of two defenses withstood the attacks that were run."),
         ([0.7, 0.6], "None of the two defenses keeps the picture private."),
-        ([math.nan, math.nan], "What leaks was not measured."),
         ([], "Undefended, the feature gives the picture away."),
     ],
 )

@@ -109,6 +109,11 @@ def test_two_processes_attack_together(together: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_processes_keep_the_same_epoch(together: Path) -> None:
+    assert [load_state(together / "judged" / f"outcome{rank}")["kept"] for rank in (0, 1)] == [1, 1]
+
+
+@pytest.mark.slow
 def test_two_processes_stop_together_and_resume(together: Path) -> None:
     whole = load_state(together / "random" / "outcome0")["fit"]
     for rank in (0, 1):

@@ -68,6 +68,7 @@ def data_parallel(folder: Path, processes: int) -> None:
         if name == "exact":
             check_gradient(job, processes, fabric.global_rank)
     attacked(folder / "attacked", fabric)
+    judged(folder / "judged", fabric)
     fabric.barrier()
     stopped(folder / "stopped", Runtime(fabric=fabric))
     fabric.barrier()
@@ -83,6 +84,15 @@ def attacked(folder: Path, fabric: Fabric) -> None:
     learned = spec.run(target, knowledge, generator=generator(3), runtime=Runtime(fabric=fabric))
     made = learned.invert(torch.ones(3, 2, 4, 4))
     save_state(folder / f"outcome{rank}", {"made": made, "epoch": learned.figures["epoch_kept"]})
+
+
+def judged(folder: Path, fabric: Fabric) -> None:
+    """Scores on which the processes do not agree, as where their validation draws noise."""
+    case, runtime = dataclasses.replace(CASES["exact"], select_from=0), Runtime(fabric=fabric)
+    job = case.job(runtime)
+    job.epoch_end = lambda epoch: {"score": float((epoch == 1) == (fabric.global_rank == 0))}  # type: ignore[method-assign]
+    kept = fit(job, case.images, case.plan(), runtime).epoch_kept
+    save_state(folder / f"outcome{fabric.global_rank}", {"kept": kept})
 
 
 def stopped(folder: Path, runtime: Runtime) -> None:

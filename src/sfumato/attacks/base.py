@@ -99,9 +99,7 @@ class Attack(ABC):
     cost: ClassVar[str]
 
     @abstractmethod
-    def run(
-        self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime
-    ) -> Learned:
+    def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Learn to invert the target's features."""
 
     @final
@@ -134,15 +132,10 @@ class Attack(ABC):
         knowledge = knowledge.to(runtime.device)
         learned = self.run(target, knowledge, generator=generator, runtime=runtime)
         queries = target.queries - asked_before  # interception is the victims' doing, not the attacker's
-        images = {
-            name: self._reconstruct(target, group.to(runtime.device), learned)
-            for name, group in victims.items()
-        }
+        images = {name: self._reconstruct(target, group.to(runtime.device), learned) for name, group in victims.items()}
         seconds = time.perf_counter() - started
         judged = {name: quality(images[name], group.images / 255) for name, group in victims.items()}
-        return Reconstruction(
-            images, judged, target.threat_model, queries, seconds, learned.figures, learned.diverged
-        )
+        return Reconstruction(images, judged, target.threat_model, queries, seconds, learned.figures, learned.diverged)
 
     def describe(self) -> dict[str, Any]:
         """Its name and arguments, ready for JSON."""

@@ -116,12 +116,8 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
     }
     made = {}
     for i, attack in enumerate(found):
-        label = (
-            attack.name if len([a for a in found if a.name == attack.name]) == 1 else f"{attack.name} {i + 1}"
-        )
-        made[label] = _attack(
-            attack, i, run, knowledge, victims, settings, runtime.at(folder / f"{i}-{attack.name}")
-        )
+        label = attack.name if len([a for a in found if a.name == attack.name]) == 1 else f"{attack.name} {i + 1}"
+        made[label] = _attack(attack, i, run, knowledge, victims, settings, runtime.at(folder / f"{i}-{attack.name}"))
     card = _card(run, settings, splits, found, made, knowledge, victims, runtime)
     card.save(folder / CARD)
     for i, attack in enumerate(found):
@@ -144,9 +140,7 @@ def _knowledge(settings: Settings, splits: Splits) -> Knowledge:
         # The model's validation images were not trained on: they are the attacker's own for selecting.
         return Knowledge(splits.train, splits.validation, "train")
     if splits.auxiliary is None:
-        raise InputError(
-            "evaluation.knowledge", "auxiliary", "train, or set images aside with data.auxiliary"
-        )
+        raise InputError("evaluation.knowledge", "auxiliary", "train, or set images aside with data.auxiliary")
     order = torch.randperm(len(splits.auxiliary), generator=torch.Generator().manual_seed(settings.seed))
     held = max(1, len(order) // 10)
     own = splits.auxiliary

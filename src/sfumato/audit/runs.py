@@ -73,7 +73,9 @@ def undefended(settings: Settings, splits: Splits, generator: torch.Generator) -
     """The untrained network that the settings name, cut in two."""
     shape, classes = splits.train.image_shape, splits.train.num_classes
     chosen: ModelSettings = settings.model
-    backbone = models.build(chosen.backbone, classes, shape, width=chosen.width, dropout=chosen.dropout, generator=generator)
+    backbone = models.build(
+        chosen.backbone, classes, shape, width=chosen.width, dropout=chosen.dropout, generator=generator
+    )
     constants = data.normalization(settings.data.source)
     if constants is not None and len(constants[0]) != shape[0]:
         constants = None  # the preset's constants are for colour, and gray was asked for
@@ -166,15 +168,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(
-            "run", str(folder), "the folder of a finished training (it holds run.json)"
-        ) from error
+        raise InputError("run", str(folder), "the folder of a finished training (it holds run.json)") from error
     except ValueError as error:
         raise CorruptFileError(f"{path} is corrupted ({error}); remove the folder to train again") from error
-    if (
-        not isinstance(content, dict)
-        or not {"settings", "defense", "fit", "label", "seconds"} <= content.keys()
-    ):
+    if not isinstance(content, dict) or not {"settings", "defense", "fit", "label", "seconds"} <= content.keys():
         raise CorruptFileError(f"{path} is not a run's description; remove the folder to train again")
     return content
 
@@ -194,6 +191,4 @@ def _restore(folder: Path, split: SplitModel, bound: BoundDefense) -> tuple[Spli
         bound.load_state_dict(weights["defense"])
         return split, Fit(**content["fit"]), float(content["seconds"])
     except (KeyError, TypeError, RuntimeError, FileNotFoundError) as error:
-        raise CorruptFileError(
-            f"{folder} does not hold a whole run ({error}); remove it to train again"
-        ) from error
+        raise CorruptFileError(f"{folder} does not hold a whole run ({error}); remove it to train again") from error

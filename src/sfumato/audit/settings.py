@@ -226,9 +226,7 @@ def _defense(entry: str | dict[str, Any], field: str) -> tuple[str, Defense]:
     if members is not None and not isinstance(members, list):
         raise InputError(f"{field}.chain", members, "a list of recipes and parts")
     defense = defenses.build(arguments if members is None else members, field=field)
-    default = str(
-        arguments.get("recipe") or arguments.get("part") or "+".join(p.name for p in defense.parts())
-    )
+    default = str(arguments.get("recipe") or arguments.get("part") or "+".join(p.name for p in defense.parts()))
     details = [f"{key}={value}" for key, value in arguments.items() if key not in ("recipe", "part")]
     return label or (f"{default} ({', '.join(details)})" if details else default), defense
 

@@ -101,7 +101,7 @@ def _item(token: Token) -> Any:
         return json.loads(token.value)
     except ValueError as error:
         field = (token.keyword or "value").removeprefix("--")
-        raise InputError(field, token.value, f"a name, or JSON such as {{\"recipe\": \"noise\"}} ({error})") from error
+        raise InputError(field, token.value, f'a name, or JSON such as {{"recipe": "noise"}} ({error})') from error
 
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:

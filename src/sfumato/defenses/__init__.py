@@ -21,9 +21,7 @@ from sfumato.defenses.noise import Noise
 from sfumato.defenses.recipes import RECIPES, Recipe
 from sfumato.errors import InputError, one_of, raise_all, together
 
-PARTS: dict[str, type[Defense]] = {
-    part.name: part for part in (Bottleneck, Noise, Dropout, DistanceCorrelation, CEM)
-}
+PARTS: dict[str, type[Defense]] = {part.name: part for part in (Bottleneck, Noise, Dropout, DistanceCorrelation, CEM)}
 
 Spec = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 
@@ -52,9 +50,7 @@ def build(spec: Spec, *, field: str = "defense") -> Defense:
                 if not isinstance(name, str) or name not in registry:
                     raise InputError(f"{field}.{kind}", name, one_of(registry, name))
                 entry = registry[name]
-                return call(
-                    entry.build if isinstance(entry, Recipe) else entry, arguments, field=f"{field}.{name}"
-                )
+                return call(entry.build if isinstance(entry, Recipe) else entry, arguments, field=f"{field}.{name}")
         raise InputError(field, spec, "a mapping with the key recipe or part")
     if isinstance(spec, Sequence):
         parts: list[Defense] = []
@@ -66,9 +62,7 @@ def build(spec: Spec, *, field: str = "defense") -> Defense:
                 errors += together(error)
         raise_all(errors)
         return chain(*parts)
-    raise InputError(
-        field, spec, "a recipe's name, a mapping with the key recipe or part, or a list of these"
-    )
+    raise InputError(field, spec, "a recipe's name, a mapping with the key recipe or part, or a list of these")
 
 
 __all__ = [

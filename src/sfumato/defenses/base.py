@@ -49,9 +49,7 @@ class Context:
 
     def detached(self) -> Context:
         """The same, cut off from the model's graph: what a player trains on."""
-        return replace(
-            self, z_clean=self.z_clean.detach(), z_sent=self.z_sent.detach(), logits=self.logits.detach()
-        )
+        return replace(self, z_clean=self.z_clean.detach(), z_sent=self.z_sent.detach(), logits=self.logits.detach())
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,7 @@ class Bottleneck(Defense):
 
     def _bind(self, split: SplitModel, generator: torch.Generator) -> BoundDefense:
         if len(split.feature.shape) != 3:
-            raise InputError(
-                "bottleneck (feature shape)", split.feature.shape, "a map (c, h, w): cut earlier"
-            )
+            raise InputError("bottleneck (feature shape)", split.feature.shape, "a map (c, h, w): cut earlier")
         return _BoundBottleneck(self, split.feature.shape[0], generator)
 
 

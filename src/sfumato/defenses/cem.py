@@ -51,9 +51,7 @@ class CEM(Defense):
         self._require(0 <= self.weight < float("inf"), "weight", "a weight of 0 or more")
         self._require(self.components >= 1, "components", "1 or more")
         self._require(self.schedule in ("authors", "constant"), "schedule", "one of authors, constant")
-        self._require(
-            0 < self.threshold < float("inf"), "threshold", "a fraction of the noise variance above 0"
-        )
+        self._require(0 < self.threshold < float("inf"), "threshold", "a fraction of the noise variance above 0")
 
     def _bind(self, split: SplitModel, generator: torch.Generator) -> BoundDefense:
         if split.feature.noise_variance == 0:

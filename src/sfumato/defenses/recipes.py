@@ -68,16 +68,12 @@ def dropout_cem(weight: float = 16.0, p: float = 0.2, sigma: float = 0.025, chan
     return chain(dropout(p, channels), Noise(sigma), CEM(weight))
 
 
-def dist_corr_cem(
-    weight: float = 16.0, alpha: float = 1.0, sigma: float = 0.025, channels: int = 8
-) -> Defense:
+def dist_corr_cem(weight: float = 16.0, alpha: float = 1.0, sigma: float = 0.025, channels: int = 8) -> Defense:
     """CEM with distance correlation and noise on a bottleneck."""
     return chain(dist_corr(alpha, channels), Noise(sigma), CEM(weight))
 
 
-def noise_nopeek_cem(
-    weight: float = 16.0, alpha: float = 1.0, sigma: float = 0.025, channels: int = 8
-) -> Defense:
+def noise_nopeek_cem(weight: float = 16.0, alpha: float = 1.0, sigma: float = 0.025, channels: int = 8) -> Defense:
     """CEM with distance correlation on a noisy bottleneck.
 
     The same parts as :func:`dist_corr_cem`: CEM needs the noise, which makes DistCorr+CEM and Noise_Nopeek+CEM one.
@@ -93,9 +89,7 @@ RECIPES: dict[str, Recipe] = {
     "laplace_noise": Recipe(laplace_noise, "bottleneck and Laplace noise", "Titcombe et al. 2021"),
     "dropout": Recipe(dropout, "bottleneck and dropped feature elements", "He et al. 2020"),
     "dist_corr": Recipe(dist_corr, "bottleneck and distance correlation", "Vepakomma et al. 2020 (NoPeek)"),
-    "noise_nopeek": Recipe(
-        noise_nopeek, "bottleneck, noise and distance correlation", "Titcombe et al. 2021"
-    ),
+    "noise_nopeek": Recipe(noise_nopeek, "bottleneck, noise and distance correlation", "Titcombe et al. 2021"),
     "cem": Recipe(cem, "bottleneck, noise and CEM", _CEM_TABLES),
     "dropout_cem": Recipe(dropout_cem, "dropout with noise and CEM", _CEM_TABLES),
     "dist_corr_cem": Recipe(dist_corr_cem, "distance correlation with noise and CEM", _CEM_TABLES),

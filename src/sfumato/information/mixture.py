@@ -67,9 +67,7 @@ class ClassMixture(nn.Module):
         return y * m + own.argmin(1)
 
     @torch.no_grad()
-    def refresh(
-        self, features: Callable[[], Iterable[tuple[Tensor, Tensor]]], *, generator: torch.Generator
-    ) -> None:
+    def refresh(self, features: Callable[[], Iterable[tuple[Tensor, Tensor]]], *, generator: torch.Generator) -> None:
         """One Lloyd pass over the features; the first time after k-means++ on the beginning of another.
 
         Args:
@@ -94,9 +92,7 @@ class ClassMixture(nn.Module):
             self.means[:, i] = z[picks]
             nearest = torch.minimum(nearest, torch.cdist(z[picks], z).square())
             chance = member * nearest
-            chance = torch.where(
-                chance.sum(1, keepdim=True) > 0, chance, member
-            )  # all features on the centers
+            chance = torch.where(chance.sum(1, keepdim=True) > 0, chance, member)  # all features on the centers
 
     def _lloyd(self, features: Iterable[tuple[Tensor, Tensor]]) -> None:
         k, m, d = self.means.shape
@@ -135,9 +131,7 @@ def _reservoir(
     room = torch.full((classes,), _SAMPLES_PER_COMPONENT * components)
     for z, y in features:
         labels = y.cpu()
-        order = (
-            torch.nn.functional.one_hot(labels, classes).cumsum(0).gather(1, labels.unsqueeze(1)).squeeze(1)
-        )
+        order = torch.nn.functional.one_hot(labels, classes).cumsum(0).gather(1, labels.unsqueeze(1)).squeeze(1)
         kept = order <= room[labels]
         room = (room - torch.bincount(labels[kept], minlength=classes)).clamp_min(0)
         if kept.any():

@@ -24,12 +24,8 @@ from sfumato.models.split import Feature, SplitModel, output_shape, split
 from sfumato.models.vgg import vgg11, vgg16
 
 BACKBONES: dict[str, BackboneInfo] = {
-    "vgg11": BackboneInfo(
-        vgg11, "VGG-11 with batch norm, eight convolutions", "Simonyan & Zisserman 2015", 32
-    ),
-    "vgg16": BackboneInfo(
-        vgg16, "VGG-16 with batch norm, thirteen convolutions", "Simonyan & Zisserman 2015", 32
-    ),
+    "vgg11": BackboneInfo(vgg11, "VGG-11 with batch norm, eight convolutions", "Simonyan & Zisserman 2015", 32),
+    "vgg16": BackboneInfo(vgg16, "VGG-16 with batch norm, thirteen convolutions", "Simonyan & Zisserman 2015", 32),
     "resnet20": BackboneInfo(resnet20, "ResNet-20 for small images", "He et al. 2016, section 4.2", 8),
     "resnet18": BackboneInfo(resnet18, "ResNet-18 with a 3×3 stem", "He et al. 2016", 8),
     "cnn": BackboneInfo(cnn, "four convolution blocks, two linear layers", "Yang et al. 2019 (CCS)", 16),

@@ -65,9 +65,7 @@ class Decoder(nn.Sequential):
         generator: torch.Generator,
     ) -> None:
         if depth < 0 or width < 1:
-            raise InputError(
-                "decoder (depth, width)", (depth, width), "depth of 0 or more, width of 1 or more"
-            )
+            raise InputError("decoder (depth, width)", (depth, width), "depth of 0 or more, width of 1 or more")
         doublings = _doublings(feature_shape, image_shape)
         with spare_global_generator():
             layers: list[nn.Module] = [ResidualBlock(feature_shape[0], width)]

@@ -183,9 +183,7 @@ def _close_epoch(job: Job, plan: Plan, position: _Position, fit_: Fit, runtime: 
     # The validation loss too: it alone shows what the epoch's last step did.
     fit_.diverged = not all(map(math.isfinite, (*means.values(), *figures.values())))
     row = {"epoch": position.epoch, **means, **{k: v for k, v in figures.items() if k != "score"}}
-    fit_.history.append(
-        {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()}
-    )
+    fit_.history.append({k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()})
     considered = position.epoch >= plan.select_from or fit_.diverged
     if considered and (position.best is None or (score > position.best_score and not fit_.diverged)):
         position.best_score, position.best, fit_.epoch_kept = score, job.weights(), position.epoch
@@ -233,9 +231,7 @@ def _log(fit_: Fit, runtime: Runtime) -> None:
 class _Saver:
     """Writes the checkpoint, and knows when it is time to."""
 
-    def __init__(
-        self, job: Job, fit_: Fit, position: _Position, order: torch.Generator, runtime: Runtime
-    ) -> None:
+    def __init__(self, job: Job, fit_: Fit, position: _Position, order: torch.Generator, runtime: Runtime) -> None:
         self._job, self._fit, self._position = job, fit_, position
         self._order, self._runtime = order, runtime
         self._saved = time.monotonic()

@@ -56,9 +56,7 @@ class DecoderAttack(Attack):
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
         self._require(0 <= self.weight_decay < float("inf"), "weight_decay", "0 or more")
 
-    def run(
-        self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime
-    ) -> Learned:
+    def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Train the decoder on queries; resumes from the runtime's folder."""
         job = DecoderJob(self, target, knowledge.validation, generator, runtime)
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
@@ -94,9 +92,7 @@ class DecoderJob:
         self._decoder = decoder
         self._module, self._optimizer = runtime.fabric.setup(decoder, optimizer)
         self._fabric = runtime.fabric
-        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, attack.epochs, eta_min=attack.lr / 100
-        )
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, attack.epochs, eta_min=attack.lr / 100)
 
     def epoch_start(self, epoch: int) -> None:
         """Training mode."""
@@ -161,6 +157,4 @@ class DecoderJob:
 
 def _cpu(generator: torch.Generator) -> torch.Generator:
     """A stream for initial weights, which are drawn on the CPU whatever the device."""
-    return torch.Generator().manual_seed(
-        int(torch.randint(2**31, (), generator=generator, device=generator.device))
-    )
+    return torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=generator, device=generator.device)))
