@@ -61,7 +61,14 @@ def test_no_card_at_all(tmp_path):
 def test_a_figure_that_is_no_number_is_refused_when_the_card_is_made(card):
     content = card.model_dump()
     content["worst_case"]["ssim"] = float("nan")
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match="finite number"):
+        Card.model_validate(content)
+
+
+def test_an_attack_that_judged_no_image_is_refused(card):
+    content = card.model_dump()
+    content["attacks"][0]["test_ssim"] = []
+    with pytest.raises(ValidationError, match="at least 1 item"):
         Card.model_validate(content)
 
 
