@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
+_THREADS = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 TINY = {
     "data": {"source": "digits", "train_limit": 300, "test": 0.3},
     "model": {"backbone": "cnn", "width": 0.06},
@@ -25,6 +28,13 @@ def tiny_settings():
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_number_of_threads():
+    # Importing dcor (by way of numba) changes it for the whole process, and with it the last bits of sums: a test that
+    # compares this process with another one needs the number that the other one starts with.
+    torch.set_num_threads(_THREADS)
 
 
 @pytest.fixture(scope="session")

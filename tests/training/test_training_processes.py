@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from training_program import CASES, killed
 from training_toys import same
 
@@ -26,7 +27,7 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     }
     return subprocess.Popen(
         [sys.executable, "-W", "error", PROGRAM, *map(str, arguments)],
-        env=kept | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"} | environment,
+        env=kept | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONHASHSEED": "0"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

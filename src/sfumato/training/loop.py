@@ -101,8 +101,9 @@ class _Position:
 def fit(job: Job, images: ImageSet, plan: Plan, runtime: Runtime) -> Fit:
     """Train a job to the end, from its checkpoint where there is one.
 
-    On the CPU a run that was killed at any step and called again gives the same weights, log and result as one left
-    alone, to the last bit: the checkpoint holds every generator, optimizer and running sum.
+    On the CPU, with the same number of threads, a run that was killed at any step and called again gives the same
+    weights, log and result as one left alone, to the last bit: the checkpoint holds every generator, optimizer and
+    running sum.
 
     Args:
         job: What learns; holds the kept epoch's weights afterwards.
