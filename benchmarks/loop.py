@@ -3,8 +3,9 @@
 Both train VGG-11 at a quarter of its width, cut at ``conv2`` without a defense, on the same uint8 images in memory,
 with the same batches' size, optimizer and memory layout, without augmentation. The hand-written loop indexes,
 converts to float and steps; ours runs :func:`sfumato.training.fit` whole, with the order drawn, the learning rate
-scheduled, losses summed, a log row and a checkpoint in memory at the end of an epoch. Validation is no part of a step
-and is kept to a single image on our side. They take turns epoch by epoch, so that a busy machine slows both alike.
+scheduled, losses summed and the epoch's weights copied for the selection; nothing is written to disk. Validation is no
+part of a step and is kept to a single image on our side. They take turns epoch by epoch, so that a busy machine slows
+both alike.
 
 Run it with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 in the environment.
 """
