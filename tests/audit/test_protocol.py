@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import yaml
 from PIL import Image
 
 from sfumato import metrics
-from sfumato.audit import Card, audit, load_settings, reopen
+from sfumato.audit import Card, audit, load_settings, reopen, train_all
 from sfumato.audit.runs import load_data, train_run
 from sfumato.errors import CorruptFileError, InputError, Interrupted
 from sfumato.training import Runtime, make_fabric
@@ -219,6 +220,15 @@ def test_an_audit_killed_in_the_middle_goes_on_to_the_same_cards(tmp_path, tiny_
     resumed = Card.load(next((tmp_path / "killed").rglob("card.json")))
     assert resumed.fingerprint() == whole[0].fingerprint()
     assert _weights(tmp_path / "whole") == _weights(tmp_path / "killed")
+
+
+def test_a_description_that_somebody_changed_is_refused(tmp_path, tiny_settings, runtime):
+    settings = load_settings([tiny_settings, {"defenses": ["none"]}])
+    train_all(settings, root=tmp_path, runtime=runtime)
+    path = next(tmp_path.rglob("run.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 0.0}))
+    with pytest.raises(CorruptFileError, match="does not match its checksum"):
+        train_all(settings, root=tmp_path, runtime=runtime)
 
 
 def test_an_attacker_without_auxiliary_images_is_told_so_before_anything_is_trained(tmp_path, tiny_settings, runtime):

@@ -46,6 +46,15 @@ def test_audit_report_attack_and_train_hang_together(config, tmp_path, capsys):
     assert card.attacks[0].attack.arguments["width"] == 2
 
 
+def test_what_is_not_ours_in_the_folder_of_cards_stays(config, tmp_path, capsys):
+    (tmp_path / "out" / "cards").mkdir(parents=True)
+    (tmp_path / "out" / "cards" / "thesis.txt").write_text("mine")
+    assert run(["audit", "--config", config, "--out", "out"]) == 0
+    assert run(["audit", "--config", config, "--out", "out", "--defenses", "none"]) == 0
+    names = sorted(path.name for path in (tmp_path / "out" / "cards").iterdir())
+    assert names == ["00-none.json", "thesis.txt"]
+
+
 def test_the_terminal_shows_table_verdict_and_page(config, capsys):
     assert run(["audit", "--config", config, "--defenses", "none"]) == 0
     shown = capsys.readouterr().out
@@ -114,6 +123,9 @@ BAD = {
     "no cards": (["report", "."], "a folder that holds some"),
     "no run": (["attack", "."], "run.json"),
     "attack reads no training": (["attack", ".", "--training.epochs", "3"], "only attacks, evaluation"),
+    "checkpoint seconds": (["audit", "--checkpoint-seconds", "-4"], "0 or more seconds"),
+    "image no power of two": (["audit", "--data.image_size", "50"], "(50, 50) = (h, w)·2^k"),
+    "image too small to judge": (["audit", "--data.image_size", "8", "--model.backbone", "resnet20"], "window of SSIM"),
     "list what": (["list", "cats"], "Choose from"),
 }
 

@@ -259,3 +259,9 @@ def test_choose_splits() -> None:
 def test_labels_are_int64(tmp_path: Path, write_parquet: Any) -> None:
     write_parquet(tmp_path / "train.parquet", [0, 1], metadata=class_label(["a", "b"]))
     assert read(tmp_path).train.labels.dtype == torch.int64
+
+
+def test_an_image_marked_as_unlabeled_is_refused(tmp_path: Path, write_parquet: Any) -> None:
+    write_parquet(tmp_path / "train.parquet", [0, 1, -1])
+    with pytest.raises(InputError, match=r"label_column label: got -1; accepted: labels of 0 or more"):
+        read(tmp_path)

@@ -108,6 +108,15 @@ def test_headlines(card, ssims, headline):
     assert conclude(*_verdicts(card(mse=0.003, ssim=0.9), *defended)).headline == headline
 
 
+def test_an_attack_that_fails_without_a_defense_says_nothing_of_one(card):
+    members, verdicts = _verdicts(card(mse=0.06, ssim=0.18), card("Noise", NOISE, mse=0.06, ssim=0.17))
+    words = conclude(members, verdicts)
+    assert verdicts[1].outcome is Outcome.UNTESTED
+    assert words.headline == "The attacks fail even without a defense: nothing was put to the test."
+    assert "fails as a defense" not in " ".join(words.sentences)
+    assert "nothing can be said of this one" in " ".join(describe(members[1], verdicts[1]).sentences)
+
+
 @pytest.mark.parametrize(("ssim", "says"), [(0.35, "withstood"), (0.7, "not enough")])
 def test_without_an_undefended_twin_nothing_is_said_of_the_gain(card, ssim, says):
     members, (verdict,) = _verdicts(card("CEM", NOISE, mse=0.03, ssim=ssim))

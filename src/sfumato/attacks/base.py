@@ -102,6 +102,13 @@ class Attack(ABC):
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Learn to invert the target's features."""
 
+    def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:  # noqa: B027 (a hook)
+        """Say before anything is trained that such images or features cannot be attacked.
+
+        Raises:
+            InputError: The attack cannot work on them.
+        """
+
     @final
     def __call__(
         self,

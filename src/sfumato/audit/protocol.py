@@ -27,6 +27,7 @@ from sfumato.audit.suspicions import Evidence, gradient_through, is_random, susp
 from sfumato.data import ImageSet, Splits
 from sfumato.defenses import Defense
 from sfumato.errors import CorruptFileError, InputError
+from sfumato.metrics.reconstruction import SMALLEST_IMAGE
 from sfumato.models import set_generator
 from sfumato.storage import hash_of
 from sfumato.training import Runtime
@@ -80,10 +81,15 @@ def train_all(settings: Settings, *, root: Path, runtime: Runtime) -> list[Run]:
 
 def _check_fit(settings: Settings, defenses: Mapping[str, Defense], splits: Splits) -> None:
     """Find out before the first hour of training, not after it, that the last defense cannot be set up."""
+    shape = splits.train.image_shape
+    if min(shape[1:]) < SMALLEST_IMAGE:
+        raise InputError("image size", shape[1:], f"at least {SMALLEST_IMAGE}×{SMALLEST_IMAGE}, the window of SSIM")
     undefended(settings, splits, torch.Generator().manual_seed(settings.seed))
     for label, defense in defenses.items():
         try:
-            prepare(settings, defense, splits)
+            split, _ = prepare(settings, defense, splits)
+            for attack in settings.resolved_attacks():
+                attack.check(split.image_shape, split.feature.shape)
         except InputError as error:
             raise InputError(f"defenses: {label}: {error.field}", error.value, error.accepted) from error
     _knowledge(settings, splits)

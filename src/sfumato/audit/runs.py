@@ -151,6 +151,7 @@ def train_run(
         "fit": dataclasses.asdict(fit),
         "seconds": seconds,
     }
+    description["sha256"] = hash_of(description, length=64)
     write_text(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
     # The description says that the run is whole, so what was needed only to get there can go.
     (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -171,9 +172,11 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise InputError("run", str(folder), "the folder of a finished training (it holds run.json)") from error
     except ValueError as error:
         raise CorruptFileError(f"{path} is corrupted ({error}); remove the folder to train again") from error
-    if not isinstance(content, dict) or not {"settings", "defense", "fit", "label", "seconds"} <= content.keys():
-        raise CorruptFileError(f"{path} is not a run's description; remove the folder to train again")
-    return content
+    expected = content.pop("sha256", None) if isinstance(content, dict) else None
+    if expected is None or hash_of(content, length=64) != expected:
+        raise CorruptFileError(f"{path} does not match its checksum; remove the folder to train again")
+    found: dict[str, Any] = content
+    return found
 
 
 def checksum_of(splits: Splits) -> str:

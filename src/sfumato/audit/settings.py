@@ -22,7 +22,7 @@ Count = Annotated[int, Field(ge=1)]
 PRESETS: dict[str, str] = {
     "digits": "the default: embedded digits, four defenses, two minutes on two cores",
     "cifar10-small": "CIFAR-10 for small machines: 10,000 images, VGG-11 at a quarter of its width",
-    "cem-cifar10": "CIFAR-10 exactly as in the CEM paper (Xia et al. 2025): days on a CPU",
+    "cem-cifar10": "CIFAR-10 at the CEM paper's size (Xia et al. 2025), less a tenth for validation: days on a CPU",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -35,7 +34,12 @@ app = App(
 app.register_install_completion_command()
 
 Config = Annotated[Path | None, Parameter(help="YAML file with the fields below; flags override it.")]
-Preset = Annotated[str | None, Parameter(help="Settings to start from: see sfumato list presets. [default: digits]")]
+Preset = Annotated[
+    str | None,
+    Parameter(
+        help="Settings that stand in for the defaults below (sfumato list presets). [default: digits, unless --config]"
+    ),
+]
 Runs = Annotated[Path, Parameter(help="Folder of all runs; what is there is not computed again.")]
 Out = Annotated[Path, Parameter(help="Folder for the page and copies of the cards.")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON instead of tables.")]
@@ -182,6 +186,8 @@ def _settings(name: str | None, config: Path | None, flags: dict[str, Any]) -> S
 
 @contextmanager
 def _runtime(settings: Settings, tensorboard: bool, checkpoint_seconds: float) -> Iterator[Runtime]:
+    if not checkpoint_seconds >= 0:
+        raise InputError("checkpoint-seconds", checkpoint_seconds, "0 or more seconds")
     fabric = make_fabric(settings.device, settings.precision)
     with Bar(Console(stderr=True)) as progress, stop_on_interrupt() as should_stop, _quiet():
         yield Runtime(
@@ -202,15 +208,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _report(cards: list[Card], out: Path, *, as_json: bool) -> None:
-    page = out / "page.html"
-    write_page(cards, page)
-    folder = out / "cards"
+    page, folder = out / "page.html", out / "cards"
     with storage_errors(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("[0-9][0-9]-*.json"):  # ours; whatever else is there stays
+            old.unlink()
     for i, card in enumerate(cards):
         safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in card.defense.label)
         card.save(folder / f"{i:02d}-{safe}.json")
+    write_page(cards, page)
     if as_json:
         _print_json({"page": str(page), "cards": str(folder), "rows": rows(cards)})
         return

@@ -157,9 +157,12 @@ def _in_range(table: _Labels, k: int) -> Labels:
 
 def _distinct(tables: list[_Labels]) -> np.ndarray[Any, Any]:
     try:
-        return np.unique(np.concatenate([table.values for table in tables]))
+        distinct = np.unique(np.concatenate([table.values for table in tables]))
     except TypeError as error:
         raise InputError("label_column", tables[0].column, "labels of one type in all files") from error
+    if distinct.dtype.kind == "i" and distinct.size and distinct[0] < 0:  # the usual mark of an image without a label
+        raise InputError(f"label_column {tables[0].column}", int(distinct[0]), "labels of 0 or more")
+    return distinct
 
 
 def _part(files: tuple[Path, ...], labels: list[Labels], columns: Columns) -> Part:

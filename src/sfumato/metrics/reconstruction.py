@@ -10,6 +10,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sfumato.errors import InputError
 
+SMALLEST_IMAGE = 11
+"""Side in pixels of the smallest image that can be judged: the window of SSIM."""
 _BATCH = 512
 
 
@@ -40,7 +42,7 @@ def quality(reconstruction: Tensor, original: Tensor) -> Quality:
     if reconstruction.shape != original.shape or original.ndim != 4:
         given = (tuple(reconstruction.shape), tuple(original.shape))
         raise InputError("reconstruction and original", given, "the same shape (N, C, H, W)")
-    if min(original.shape[2:]) < 11:
+    if min(original.shape[2:]) < SMALLEST_IMAGE:
         raise InputError("image size", tuple(original.shape[2:]), "at least 11×11, the window of SSIM")
     reconstruction, original = reconstruction.float().cpu(), original.float().cpu()
     mse = (reconstruction - original).square().mean((1, 2, 3))

@@ -66,18 +66,23 @@ class Decoder(nn.Sequential):
     ) -> None:
         if depth < 0 or width < 1:
             raise InputError("decoder (depth, width)", (depth, width), "depth of 0 or more, width of 1 or more")
-        doublings = _doublings(feature_shape, image_shape)
+        times = doublings(feature_shape, image_shape)
         with spare_global_generator():
             layers: list[nn.Module] = [ResidualBlock(feature_shape[0], width)]
             layers += [ResidualBlock(width, width) for _ in range(depth)]
-            for _ in range(doublings):
+            for _ in range(times):
                 up = nn.ConvTranspose2d(width, width, 3, stride=2, padding=1, output_padding=1)
                 layers += [up, nn.BatchNorm2d(width), nn.ReLU()]
             super().__init__(*layers, ResidualBlock(width, image_shape[0]), nn.Sigmoid())
         initialize(self, generator)
 
 
-def _doublings(feature_shape: tuple[int, ...], image_shape: tuple[int, int, int]) -> int:
+def doublings(feature_shape: tuple[int, ...], image_shape: tuple[int, int, int]) -> int:
+    """How often (h, w) of a feature has to double to become (H, W) of an image.
+
+    Raises:
+        InputError: The feature is no map (c, h, w), or no number of doublings leads there.
+    """
     if len(feature_shape) == 3:
         _, h, w = feature_shape
         _, height, breadth = image_shape

@@ -74,6 +74,7 @@ class Outcome(Enum):
 
     UNDEFENDED = "undefended"
     FAILS = "defense fails"
+    UNTESTED = "not put to the test"
     INSUFFICIENT = "not enough"
     WITHSTOOD = "withstood these attacks"
 
@@ -182,6 +183,8 @@ def is_useless(card: Card) -> bool:
 def _outcome(entry: Entry, recognizable: int, judged: int) -> Outcome:
     if entry.undefended:
         return Outcome.UNDEFENDED
+    if entry.baseline is not None and not is_useless(entry.card) and leak_level(entry.baseline) is Level.HARDLY:
+        return Outcome.UNTESTED  # an attack that fails without a defense says nothing of one
     if is_useless(entry.card) or (entry.baseline is not None and not _helps(entry.card, entry.baseline)):
         return Outcome.FAILS
     exposed = recognizable > EXPOSED_SHARE * judged or leak_level(entry.card) in (Level.COPY, Level.RECOGNIZABLE)

@@ -76,6 +76,8 @@ def _effect(entry: Entry, verdict: Verdict) -> str:
         what = "It withstood the attacks that were run" if kept else f"It is not enough: {_too_much(verdict)}"
         return f"{what}. There is no undefended twin to compare with, so what the defense adds cannot be told."
     against = _against(entry.card, entry.baseline, verdict)
+    if verdict.outcome is Outcome.UNTESTED:
+        return f"The attacks fail even without a defense, so nothing can be said of this one ({against})."
     if verdict.outcome is Outcome.FAILS:
         worse = verdict.ssim_change is not None and verdict.ssim_change > 0.0
         how = "pictures come back no worse" if worse else "the difference is too small to count"
@@ -126,6 +128,8 @@ def _headline(bare: Sequence[tuple[Entry, Verdict]], defended: Sequence[tuple[En
     if not defended:
         return _bare_headline(bare)
     good = [v for _, v in defended if v.outcome is Outcome.WITHSTOOD]
+    if all(v.outcome is Outcome.UNTESTED for _, v in defended):
+        return "The attacks fail even without a defense: nothing was put to the test."
     doubted = bool(good) and all(v.suspicions for v in good)
     if len(defended) == 1:
         if doubted:
@@ -166,11 +170,13 @@ def _by_outcome(defended: Sequence[tuple[Entry, Verdict]]) -> str:
         Outcome.WITHSTOOD: "withstood the attacks that were run",
         Outcome.INSUFFICIENT: "still lets pictures be recognized",
         Outcome.FAILS: "fails as a defense",
+        Outcome.UNTESTED: "was not put to the test",
     }
     many = {
         Outcome.WITHSTOOD: "withstood the attacks that were run",
         Outcome.INSUFFICIENT: "still let pictures be recognized",
         Outcome.FAILS: "fail as defenses",
+        Outcome.UNTESTED: "were not put to the test",
     }
     phrases = []
     for outcome in says:

@@ -276,7 +276,10 @@ def _restore(job: Job, fit_: Fit, position: _Position, order: torch.Generator, r
 
 
 def _read(path: Path, job: Job, fit_: Fit, position: _Position, order: torch.Generator) -> None:
-    state = load_state(path)
+    try:
+        state = load_state(path)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{error}; remove it to start this training again") from error
     try:
         job.load_state_dict(state["job"])
         vars(position).update(state["position"])

@@ -14,6 +14,7 @@ from sfumato.attacks.base import Attack, Knowledge, Learned
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
 from sfumato.data import Batches, ImageSet
 from sfumato.models import Decoder
+from sfumato.models.decoder import doublings
 from sfumato.training import Plan, Runtime, fit, load_optimizer
 
 _BATCH = 512
@@ -55,6 +56,10 @@ class DecoderAttack(Attack):
         self._require(0 < self.lr < float("inf"), "lr", "a learning rate above 0")
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
         self._require(0 <= self.weight_decay < float("inf"), "weight_decay", "0 or more")
+
+    def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
+        """The decoder doubles the feature's size: the image's has to be a power of two times it."""
+        doublings(feature_shape, image_shape)
 
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Train the decoder on queries; resumes from the runtime's folder."""
