@@ -54,9 +54,7 @@ def audit(settings: Settings, *, root: Path, runtime: Runtime) -> list[Card]:
         InputError: Settings that do not fit the data, the network or each other.
         Interrupted: Asked to stop; the same call goes on where it stopped.
     """
-    defenses = settings.resolved_defenses()
-    splits = load_data(settings.data, settings.seed)
-    _check_fit(settings, defenses, splits)
+    defenses, splits = _open(settings)
     made = []
     for label, defense in defenses.items():
         run = train_run(settings, label, defense, splits, root=root, runtime=runtime)
@@ -71,12 +69,17 @@ def train_all(settings: Settings, *, root: Path, runtime: Runtime) -> list[Run]:
         InputError: Settings that do not fit the data, the network or each other.
         Interrupted: Asked to stop; the same call goes on where it stopped.
     """
-    defenses = settings.resolved_defenses()
-    splits = load_data(settings.data, settings.seed)
-    _check_fit(settings, defenses, splits)
+    defenses, splits = _open(settings)
     return [
         train_run(settings, label, defense, splits, root=root, runtime=runtime) for label, defense in defenses.items()
     ]
+
+
+def _open(settings: Settings) -> tuple[dict[str, Defense], Splits]:
+    defenses = settings.resolved_defenses()
+    splits = load_data(settings.data, settings.seed)
+    _check_fit(settings, defenses, splits)
+    return defenses, splits
 
 
 def _check_fit(settings: Settings, defenses: Mapping[str, Defense], splits: Splits) -> None:
