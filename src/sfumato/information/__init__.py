@@ -1,7 +1,7 @@
 """Functions on tensors that measure dependence and entropy; usable without the rest of the library."""
 
 from sfumato.information.dependence import distance_correlation
-from sfumato.information.gaussian import add_variance, log_densities, log_determinants
+from sfumato.information.gaussian import add_variance, log_densities, log_determinants, shrink
 from sfumato.information.mixture import ClassMixture
 from sfumato.information.rate import (
     conditional_entropy_bound,
@@ -10,9 +10,11 @@ from sfumato.information.rate import (
     mmse_bound,
     relative_conditional_entropy,
 )
+from sfumato.information.rate_loss import RateLoss, reference_loss
 
 __all__ = [
     "ClassMixture",
+    "RateLoss",
     "add_variance",
     "conditional_entropy_bound",
     "distance_correlation",
@@ -21,5 +23,7 @@ __all__ = [
     "log_determinants",
     "mixture_rate",
     "mmse_bound",
+    "reference_loss",
     "relative_conditional_entropy",
+    "shrink",
 ]
