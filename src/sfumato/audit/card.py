@@ -172,7 +172,9 @@ class Card(_Section):
     training: TrainingInfo
     utility: Utility
     cost: Cost
-    theory: dict[str, float] = Field(default={}, description="what the defense tracks, e.g. CEM's rate in nats")
+    theory: dict[str, float] = Field(
+        default={}, description="the feature's mixture rate and utility, and what the defense tracks, in nats"
+    )
     mean_image: Quality = Field(description="of answering every feature with the mean training image")
     attacks: list[AttackInfo] = Field(min_length=1)
     worst_case: WorstCase

@@ -219,7 +219,7 @@ def _card(
         training=_training_info(run, settings),
         utility=utility,
         cost=cards.Cost(**vars(cost)),
-        theory={name: value for name, value in run.bound.theory().items() if np.isfinite(value)},
+        theory=_theory(run, splits, settings, runtime),
         mean_image=mean_image,
         attacks=[
             _attack_info(name, attack, settings, knowledge, result, victims["test"])
@@ -278,6 +278,12 @@ def _utility(run: Run, splits: Splits, settings: Settings, runtime: Runtime) -> 
         for part in (splits.train, splits.validation, splits.test)
     )
     return cards.Utility(train_accuracy=train, validation_accuracy=validation, test_accuracy=test)
+
+
+def _theory(run: Run, splits: Splits, settings: Settings, runtime: Runtime) -> dict[str, float]:
+    generator = runtime.generator(settings.seed + 11)
+    found = metrics.theory(run.split, splits.train.to(runtime.device), generator=generator) | run.bound.theory()
+    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def _mean_image(train: ImageSet, victims: ImageSet) -> cards.Quality:
