@@ -95,6 +95,52 @@ def test_help_names_every_setting(capsys):
             assert f"--{section}.{name}" if names else f"--{name}" in text
 
 
+@pytest.mark.parametrize("command", ["audit", "train"])
+def test_help_shows_what_holds_without_a_flag(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert run([command, "--help"]) == 0
+    lines = {name: line for line in capsys.readouterr().out.splitlines() for name in line.split() if name[:2] == "--"}
+    expected = {
+        "--training.epochs": "[default: 16; 240 with --config]",
+        "--training.momentum": "[default: 0.9]",
+        "--model.width": "[default: 0.25; 1.0 with --config]",
+        "--model.dropout": "[default: 0.0; unset with --config]",
+        "--defenses": "[default: none noise dist_corr cem with the preset's arguments; with their own with --config]",
+        "--attacks": "[default: decoder with the preset's arguments; with their own with --config]",
+        "--data.source": "[default: digits]",
+        "--seed": "[default: 0]",
+    }
+    for name, text in expected.items():
+        assert text in lines[name]
+    assert "default:" not in lines["--model.cut"]
+
+
+def test_every_default_of_the_help_is_the_one_that_is_used():
+    """Against a twin that reads both ends and not the flags."""
+    from sfumato.audit import preset
+    from sfumato.cli.commands import _settings, app
+
+    used, plain = _settings(None, None, {}).model_dump(), Settings().model_dump()
+    shown = {a.name: a.parameter.help for a in app["audit"].assemble_argument_collection()}
+    assert used == Settings.model_validate(preset("digits")).model_dump()
+    for section, fields in plain.items():
+        for name in fields if isinstance(fields, dict) else ():
+            text, own, preset_ = shown[f"--{section}.{name}"], fields[name], used[section][name]
+            assert ("with --config]" in text) == (own != preset_), name
+            if own == preset_ and own is not None:
+                assert text.endswith(f"[default: {own}]"), name
+
+
+def test_attack_has_flags_for_what_it_reads_alone(capsys):
+    assert run(["attack", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--attacks" in text
+    assert "--evaluation.victims" in text
+    assert "--training.epochs" not in text
+    assert "--seed" not in text
+    assert "white-box]" not in text.replace("choices: white-box", "")
+
+
 BAD = {
     "nothing to read": (["audit", "--config", "nowhere.yaml"], "nowhere.yaml"),
     "unknown command": (["audti"], "Did you mean"),
@@ -117,12 +163,14 @@ BAD = {
     "width": (["audit", "--model.width", "0"], "model.width"),
     "epochs": (["audit", "--training.epochs", "0"], "training.epochs: got '0'"),
     "not a number": (["audit", "--training.lr", "fast"], "training.lr: got 'fast'"),
-    "schedule": (["audit", "--training.schedule", "stepp"], 'Did you mean "step"?'),
+    "schedule": (["audit", "--training.schedule", "stepp"], "(did you mean step?)"),
+    "channels": (["audit", "--data.channels", "2"], "data.channels: got '2'; accepted: one of 1, 3"),
     "data path": (["audit", "--data.source", "./nowhere/at/all"], "data.source: got './nowhere/at/all'"),
     "no card": (["report", "nothing.json"], "nothing.json"),
     "no cards": (["report", "."], "a folder that holds some"),
     "no run": (["attack", "."], "run.json"),
-    "attack reads no training": (["attack", ".", "--training.epochs", "3"], "only attacks, evaluation"),
+    "attack reads no training": (["attack", ".", "--training.epochs", "3"], "attack reads attacks and evaluation"),
+    "attack has no seed": (["attack", ".", "--seed=3"], "--seed. Of the settings, attack reads attacks and eval"),
     "checkpoint seconds": (["audit", "--checkpoint-seconds", "-4"], "0 or more seconds"),
     "image no power of two": (["audit", "--data.image_size", "50"], "(50, 50) = (h, w)·2^k"),
     "image too small to judge": (["audit", "--data.image_size", "8", "--model.backbone", "resnet20"], "window of SSIM"),
@@ -146,7 +194,8 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, monkeypatch, caps
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("training: {epochs: 0, lr: -1}\ndefenses: [cme, noies]", ["training.epochs", "training.lr"]),
+        ("training: {epochs: 0, lr: -1}\ndefenses: [cme]", ["training.epochs", "training.lr", "defenses[0]"]),
+        ("training: {epochs: 0}\ndefenses: [cme]\nattacks: 3", ["training.epochs", "mean cem?", "attacks"]),
         ("defenses: [cme, noies]\nattacks: [dcoder]", ["defenses[0]", "defenses[1]", "attacks[0]"]),
         ("trainin: {epochs: 1}", ["did you mean training?"]),
         ("training: {epoch: 1}", ["did you mean epochs?"]),
@@ -164,6 +213,23 @@ def test_everything_wrong_in_a_file_is_told_at_once(text, expected, tmp_path, mo
     assert err.count("\n") == len(expected)
     for words in expected:
         assert words in err
+
+
+def test_everything_wrong_in_flags_is_told_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    bad = ["--data.sorce", "x", "--nonsense=3", "--training.schedule", "stepp", "--training.lr", "fast", "--seed=-1"]
+    assert run(["audit", *bad, "--defenses", "cme"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    told = ("--data.sorce. Did you mean --data.source?", "--nonsense", "step?", "lr: got 'fast'", "seed:", "mean cem?")
+    for words in told:
+        assert len([line for line in lines if words in line]) == 1, words
+    assert len(lines) == len(told)
+    assert all(line.startswith("sfumato: ") for line in lines)
+
+
+def test_a_choice_that_is_a_number_is_read_as_one(capsys):
+    assert run(["audit", "--data.channels", "3", "--data.source", "./nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("sfumato: data.source")
 
 
 def test_an_empty_file_is_the_defaults_of_the_fields(tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,11 +14,12 @@ from sfumato import attacks, defenses
 from sfumato.arguments import from_pydantic
 from sfumato.attacks import Attack, ThreatModel
 from sfumato.defenses import Defense
-from sfumato.errors import InputError, InputErrors, one_of
+from sfumato.errors import InputError, one_of, raise_all, together
 from sfumato.training import Training
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+_NAMED = ("defenses", "attacks")
 PRESETS: dict[str, str] = {
     "digits": "the default: embedded digits, four defenses, two minutes on two cores",
     "cifar10-small": "CIFAR-10 for small machines: 10,000 images, VGG-11 at a quarter of its width",
@@ -133,10 +134,10 @@ class Settings(_Settings):
                     raise InputError(f"{field}.label", label, "a label that occurs once")
                 found[label] = defense
             except InputError as error:
-                errors += getattr(error, "errors", [error])
+                errors += together(error)
         if not self.defenses:
             errors.append(InputError("defenses", [], f"at least one: {one_of(defenses.RECIPES)}"))
-        _raise(errors)
+        raise_all(errors)
         return found
 
     def resolved_attacks(self) -> tuple[Attack, ...]:
@@ -151,10 +152,10 @@ class Settings(_Settings):
             try:
                 found.append(attacks.build(entry, field=f"attacks[{i}]"))
             except InputError as error:
-                errors += getattr(error, "errors", [error])
+                errors += together(error)
         if not self.attacks:
             errors.append(InputError("attacks", [], f"at least one: {one_of(attacks.ATTACKS)}"))
-        _raise(errors)
+        raise_all(errors)
         return tuple(found)
 
 
@@ -168,19 +169,19 @@ def load_settings(layers: list[Mapping[str, Any]]) -> Settings:
     for layer in layers:
         merged = _merge(merged, layer)
     errors: list[InputError] = []
-    settings = None
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
         errors += _with_suggestions(from_pydantic(error))
-    if settings is not None:
-        for resolve in (settings.resolved_defenses, settings.resolved_attacks):
-            try:
-                resolve()
-            except InputError as error:
-                errors += getattr(error, "errors", [error])
-    _raise(errors)
-    assert settings is not None
+        # What is wrong elsewhere should not hide a misspelled defense until the next attempt.
+        bad = {str(detail["loc"][0]) for detail in error.errors()}
+        settings = Settings.model_validate({k: v for k, v in merged.items() if k in _NAMED and k not in bad})
+    for resolve in (settings.resolved_defenses, settings.resolved_attacks):
+        try:
+            resolve()
+        except InputError as error:
+            errors += together(error)
+    raise_all(errors)
     return settings
 
 
@@ -240,7 +241,7 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_suggestions(errors: list[InputError]) -> list[InputError]:
-    """An unknown field gets the names of its section, the nearest first."""
+    """An unknown field gets the names of its section, an unknown choice the choices; the nearest first."""
     improved = []
     for error in errors:
         *path, name = error.field.split(".")
@@ -250,10 +251,13 @@ def _with_suggestions(errors: list[InputError]) -> list[InputError]:
             section = hint if isinstance(hint, type) and issubclass(hint, BaseModel) else None
         if section is not None and name not in section.model_fields:
             error = InputError(error.field, error.value, one_of(section.model_fields, name))
+        elif section is not None and (choices := _choices(section.model_fields[name].annotation)):
+            error = InputError(error.field, error.value, one_of(choices, error.value))
         improved.append(error)
     return improved
 
 
-def _raise(errors: list[InputError]) -> None:
-    if errors:
-        raise errors[0] if len(errors) == 1 else InputErrors(errors)
+def _choices(hint: Any) -> list[str]:
+    """The values of a ``Literal``, also one beside ``None``."""
+    literals = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal]
+    return [str(choice) for literal in literals for choice in get_args(literal)]

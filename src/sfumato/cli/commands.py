@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 from rich.console import Console
 
 import sfumato
 from sfumato.audit import Card, Settings, attack_run, audit, load_settings, preset, read_yaml, reopen, train_all
 from sfumato.cli.catalogue import CATALOGUE, as_table
-from sfumato.cli.flags import only, takes_settings
+from sfumato.cli.flags import DEFAULT_PRESET, nested, takes_sections, takes_settings, unknown_flag
 from sfumato.cli.interrupt import stop_on_interrupt
 from sfumato.errors import InputError, Interrupted, SfumatoError
 from sfumato.report import conclude, entries, judge_all, rich_table, rows, write_page
@@ -99,7 +99,7 @@ def train_command(
 
 
 @app.command(name="attack")
-@takes_settings
+@takes_sections("attacks", "evaluation")
 def attack_command(
     run: Annotated[list[Path], Parameter(help="Folders of trained runs.", negative=())],
     /,
@@ -109,8 +109,7 @@ def attack_command(
     checkpoint_seconds: Seconds = 60.0,
     flags: dict[str, Any],
 ) -> None:
-    """Attack trained runs; of the settings, only attacks and evaluation are read."""
-    only(flags, ("attacks", "evaluation"), "attack")
+    """Attack trained runs; what is not given is as the run was told when it was trained."""
     cards = []
     for folder in run:
         settings = load_settings([reopen.settings_of(folder), flags])
@@ -163,7 +162,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         complaint.print("sfumato: stopped at once; the last checkpoint is kept, the same command goes on from it")
         return 130
     except (SfumatoError, CycloptsError) as error:
-        for line in str(error).strip().splitlines():
+        lines = _with_bad_values(arguments) if isinstance(error, UnknownOptionError) else _lines(error)
+        for line in lines:
             complaint.print(f"sfumato: {line}")
         return 2
     return 0
@@ -174,11 +174,36 @@ def main() -> None:
     sys.exit(run())
 
 
+def _with_bad_values(arguments: list[str]) -> list[str]:
+    """A line for each flag that the command does not have, and for each bad value beside them."""
+    words, unknown = list(arguments), []
+    while True:
+        try:
+            _, bound, unused, _ = app.parse_known_args(words)
+            break
+        except UnknownOptionError as error:  # a command that takes names complains about each flag among them
+            unknown.append(error.token.keyword or error.token.value)
+            words.remove(unknown[-1])
+    unknown += [word for word in unused if word.startswith("-") and not word[1:2].isdigit()]
+    collection = app[words[0]].assemble_argument_collection()
+    known = [name.removeprefix("--") for argument in collection for name in argument.names]
+    lines = [unknown_flag(word, words[0], known) for word in unknown]
+    try:
+        _settings(bound.arguments.get("preset"), bound.arguments.get("config"), nested(bound.arguments))
+    except SfumatoError as error:
+        lines += _lines(error)
+    return lines
+
+
+def _lines(error: Exception) -> list[str]:
+    return str(error).strip().splitlines()
+
+
 def _settings(name: str | None, config: Path | None, flags: dict[str, Any]) -> Settings:
     layers: list[dict[str, Any]] = []
     # A file says everything itself; the default preset is for calls that say nothing.
     if name is not None or config is None:
-        layers.append(preset(name or "digits"))
+        layers.append(preset(name or DEFAULT_PRESET))
     if config is not None:
         layers.append(read_yaml(config))
     return load_settings([*layers, flags])
