@@ -64,7 +64,7 @@ def test_settings_are_frozen() -> None:
 def test_defaults_are_the_papers() -> None:
     t = Training()
     assert (t.epochs, t.batch_size, t.optimizer, t.lr, t.momentum, t.weight_decay) == (240, 128, "sgd", 0.05, 0.9, 5e-4)
-    assert (t.schedule, t.augment) == ("step", "crop_flip_rotate")
+    assert (t.schedule, t.augment) == ("step", "preset")
 
 
 @pytest.mark.parametrize("epochs", [240, 120, 24, 8])

@@ -19,7 +19,7 @@ from sfumato.defenses import BoundDefense, Defense
 from sfumato.errors import CorruptFileError, InputError
 from sfumato.models import SplitModel
 from sfumato.storage import hash_of, load_state, save_state, write_text
-from sfumato.training import Fit, Runtime, train
+from sfumato.training import Fit, Runtime, augmentation, train
 from sfumato.training.loop import CHECKPOINT
 
 MODEL = "model.safetensors"
@@ -83,15 +83,15 @@ def undefended(settings: Settings, splits: Splits, generator: torch.Generator) -
     return models.split(backbone, cut, image_shape=shape, normalization=constants)
 
 
-def address(settings: Settings, defense: Defense, checksum: str, runtime: Runtime) -> str:
+def address(settings: Settings, defense: Defense, splits: Splits, runtime: Runtime) -> str:
     """Hash of all that determines a trained model: pixels, network, recipe, defense, seed, device and precision."""
     return hash_of(
         {
             "sfumato": sfumato.__version__,
-            "data": checksum,
+            "data": checksum_of(splits),
             "normalization": data.normalization(settings.data.source),
             "model": settings.model.model_dump(),
-            "training": settings.training.model_dump(),
+            "training": recipe_of(settings, splits),
             "defense": defense.describe(),
             "seed": settings.seed,
             "device": runtime.device.type,
@@ -99,6 +99,12 @@ def address(settings: Settings, defense: Defense, checksum: str, runtime: Runtim
             "precision": settings.precision,
         }
     )
+
+
+def recipe_of(settings: Settings, splits: Splits) -> dict[str, Any]:
+    """The training settings, with what is done to these images in place of where that is written."""
+    augment = augmentation(settings.training, splits)
+    return settings.training.model_dump() | {"augment": dataclasses.asdict(augment) if augment else None}
 
 
 def train_run(
@@ -124,7 +130,7 @@ def train_run(
         Interrupted: Asked to stop; the same call goes on.
         CorruptFileError: What is there does not match its checksum.
     """
-    folder = root / f"train-{address(settings, defense, checksum_of(splits), runtime)}"
+    folder = root / f"train-{address(settings, defense, splits, runtime)}"
     split, bound = prepare(settings, defense, splits)
     if (folder / DESCRIPTION).is_file():
         split, fit, seconds = _restore(folder, split, bound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from sfumato.data.dataset import Splits
@@ -58,6 +59,9 @@ def load(
         cache: Keep the decoded images on disk.
         cache_dir: Where; see :func:`~sfumato.data.cache.default_cache_dir`.
 
+    Returns:
+        The parts, and what the preset's paper does to training images.
+
     Raises:
         InputError: An argument or something in the source that cannot be used.
         StorageError: The download or the decoded images cannot be written.
@@ -80,7 +84,7 @@ def load(
     )
     if raw.test is not None and test is not None:
         raise InputError("test", test, "None, as the source has test images (leave them out with test_splits=())")
-    return make_splits(
+    splits = make_splits(
         raw.train,
         raw.test,
         validation=usual.validation if validation is None else validation,
@@ -90,3 +94,4 @@ def load(
         test_limit=test_limit,
         seed=seed,
     )
+    return replace(splits, augment=PRESETS[source].augment if source in PRESETS else None)

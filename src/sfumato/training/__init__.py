@@ -19,6 +19,11 @@ AUGMENTATIONS: dict[str, Augment | None] = {
 }
 
 
+def augmentation(training: Training, data: Splits) -> Augment | None:
+    """What a recipe does to these training images."""
+    return data.augment if training.augment == "preset" else AUGMENTATIONS[training.augment]
+
+
 def train(
     split: SplitModel,
     defense: BoundDefense,
@@ -52,7 +57,7 @@ def train(
         training.epochs,
         training.batch_size,
         seed,
-        AUGMENTATIONS[training.augment],
+        augmentation(training, data),
         select_from=first if training.select == "best" else training.epochs - 1,
     )
     result = fit(job, images, plan, runtime)
@@ -70,6 +75,7 @@ __all__ = [
     "Silent",
     "SplitJob",
     "Training",
+    "augmentation",
     "fit",
     "load_optimizer",
     "make_fabric",
