@@ -8,12 +8,16 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
 
-from sfumato.audit import Card
+from sfumato.audit import Card, preset
+from sfumato.audit.settings import PRESETS as AUDITS
 from sfumato.audit.settings import Settings
 from sfumato.cli import run
 from sfumato.cli.catalogue import CATALOGUE
+from sfumato.data import PRESETS
+from sfumato.models import BACKBONES, build, split
 
 
 @pytest.fixture
@@ -79,6 +83,50 @@ def test_list(kind, capsys):
     assert all(row["name"] for row in told[kind])
     assert run(["list", kind]) == 0
     assert told[kind][0]["name"] in capsys.readouterr().out
+
+
+def listed(kind, capsys, monkeypatch):
+    """Rows by name as JSON, and the table's text without frames, spaces and line ends."""
+    monkeypatch.setenv("COLUMNS", "250")
+    assert run(["list", kind, "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)[kind]}
+    assert run(["list", kind]) == 0
+    columns = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    return rows, "".join("".join(column) for column in zip(*columns, strict=True)).replace(" ", "")
+
+
+def test_list_data_says_where_from_on_what_terms_and_what_is_done_to_it(capsys, monkeypatch):
+    rows, table = listed("data", capsys, monkeypatch)
+    for name, preset in PRESETS.items():
+        told = [preset.hub_id or preset.layout or "nothing to download", preset.license_note]
+        told += map(str, [*(preset.mean or ()), *([preset.top_classes] if preset.top_classes else [])])
+        for words in told:
+            assert words in json.dumps(rows[name], ensure_ascii=False)
+            assert words.replace(" ", "") in table
+    cifar = rows["cifar10"]["what is done to it"]
+    assert cifar["training images"] == "cropped with a padding of 4, flipped, rotated by up to 15°"
+    assert cifar["shares of train set aside"] == "validation 0.1"
+    assert rows["digits"]["what is done to it"]["training images"] == "cropped with a padding of 4"
+    assert "training images" not in rows["celeba"]["what is done to it"]
+    assert rows["celeba"]["what is done to it"]["shares of train set aside"] == "validation 0.1, test 0.1"
+
+
+def test_list_models_says_where_they_can_be_cut(capsys, monkeypatch):
+    rows, table = listed("models", capsys, monkeypatch)
+    for name, info in BACKBONES.items():
+        network = build(name, 10, (3, info.minimum_size, info.minimum_size), width=0.1, generator=torch.Generator())
+        assert rows[name]["default cut"] == network.default_cut
+        for cut in rows[name]["cuts"]:
+            split(network, cut, image_shape=network.image_shape)
+        assert len(rows[name]["cuts"]) == len(network) - 1
+        assert ",".join(rows[name]["cuts"]) in table
+
+
+def test_list_presets_says_what_they_set(capsys, monkeypatch):
+    rows, table = listed("presets", capsys, monkeypatch)
+    assert {name: row["sets"] for name, row in rows.items()} == {name: preset(name) for name in AUDITS}
+    for words in ("training={epochs:16,batch_size:64,", "-", "{recipe:cem,sigma:0.25,label:cem}", "victims:50000"):
+        assert words in table
 
 
 def test_list_everything(capsys):
