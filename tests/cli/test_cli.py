@@ -97,9 +97,9 @@ def listed(kind, capsys, monkeypatch):
 
 def test_list_data_says_where_from_on_what_terms_and_what_is_done_to_it(capsys, monkeypatch):
     rows, table = listed("data", capsys, monkeypatch)
-    for name, preset in PRESETS.items():
-        told = [preset.hub_id or preset.layout or "nothing to download", preset.license_note]
-        told += map(str, [*(preset.mean or ()), *([preset.top_classes] if preset.top_classes else [])])
+    for name, images in PRESETS.items():
+        told = [images.hub_id or images.layout or "nothing to download", images.license_note]
+        told += map(str, [*(images.mean or ()), *([images.top_classes] if images.top_classes else [])])
         for words in told:
             assert words in json.dumps(rows[name], ensure_ascii=False)
             assert words.replace(" ", "") in table
@@ -125,7 +125,12 @@ def test_list_models_says_where_they_can_be_cut(capsys, monkeypatch):
 def test_list_presets_says_what_they_set(capsys, monkeypatch):
     rows, table = listed("presets", capsys, monkeypatch)
     assert {name: row["sets"] for name, row in rows.items()} == {name: preset(name) for name in AUDITS}
-    for words in ("training={epochs:16,batch_size:64,", "-", "{recipe:cem,sigma:0.25,label:cem}", "victims:50000"):
+    for words in (
+        "training={epochs:16,batch_size:64,",
+        "=[none,bottleneck,",
+        "{recipe:cem,sigma:0.25,label:cem}",
+        "victims:50000",
+    ):
         assert words in table
 
 

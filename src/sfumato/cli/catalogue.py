@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 from rich.table import Table
+from rich.text import Text
 
 from sfumato.arguments import signature_of
 from sfumato.attacks import ATTACKS
@@ -144,7 +145,7 @@ def as_table(kind: str, rows: list[Row]) -> Table:
     for name in rows[0]:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(Text(_cell(value)) for value in row.values()))  # not markup: there are brackets in it
     return table
 
 
@@ -158,6 +159,5 @@ def _in_line(value: object) -> str:
     """As it could be written on one line of YAML."""
     if isinstance(value, str):
         return value
-    return (
-        str(yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf)).split("\n...")[0].strip()
-    )
+    line: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf)
+    return line.removesuffix("...\n").strip()
