@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -365,7 +366,43 @@ def test_ctrl_c_leaves_a_resumable_run_and_says_how_to_resume(config, tmp_path, 
     assert not list((tmp_path / "runs").rglob("*.partial"))
 
 
-def test_a_second_ctrl_c_stops_at_once(monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_images_are_read_stops_at_once(config, tmp_path, monkeypatch, capsys, number):
+    def endless(*_: object, **__: object) -> None:
+        threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+        time.sleep(30)
+
+    monkeypatch.setattr("sfumato.data.load", endless)
+    before, started = signal.getsignal(number), time.monotonic()
+    assert run(["audit", "--config", config]) == 130
+    assert time.monotonic() - started < 10
+    assert (
+        capsys.readouterr().err == "sfumato: stopped at once; nothing was trained yet; the same command starts again\n"
+    )
+    assert not (tmp_path / "runs").exists()
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_training_waits_for_the_step(config, tmp_path, monkeypatch, capsys, number):
+    from sfumato.training.split_job import SplitJob
+
+    whole, steps = SplitJob.step, []
+
+    def step(self, *arguments: object) -> object:
+        steps.append(1)
+        if len(steps) == 3:  # in the middle of a step: it is finished all the same, and asked about afterwards
+            os.kill(os.getpid(), number)
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(SplitJob, "step", step)
+    assert run(["train", "--config", config]) == 130
+    assert len(steps) == 3
+    assert "nothing is lost. To go on: sfumato train --config" in capsys.readouterr().err
+    assert list((tmp_path / "runs").rglob("checkpoint.safetensors"))
+
+
+def test_a_second_ctrl_c_stops_at_once_and_says_what_is_kept(monkeypatch, capsys):
     from sfumato.cli.interrupt import stop_on_interrupt
 
     before = signal.getsignal(signal.SIGINT)
@@ -373,16 +410,18 @@ def test_a_second_ctrl_c_stops_at_once(monkeypatch, capsys):
         assert not asked()
         os.kill(os.getpid(), signal.SIGINT)
         assert asked()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="the last checkpoint is kept"):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+    with stop_on_interrupt(), pytest.raises(KeyboardInterrupt, match="nothing was trained yet"):
+        os.kill(os.getpid(), signal.SIGINT)
 
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sfumato.cli.commands.CATALOGUE", {"data": stopped})
     assert run(["list"]) == 130
-    assert "stopped at once" in capsys.readouterr().err
+    assert capsys.readouterr().err == "sfumato: stopped at once\n"
 
 
 def test_an_error_of_the_program_is_not_dressed_up(monkeypatch):

@@ -158,8 +158,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         again = shlex.join(["sfumato", *arguments])
         complaint.print(f"sfumato: {stop}; nothing is lost. To go on: {again}")
         return 130
-    except KeyboardInterrupt:
-        complaint.print("sfumato: stopped at once; the last checkpoint is kept, the same command goes on from it")
+    except KeyboardInterrupt as stop:
+        complaint.print("; ".join(["sfumato: stopped at once", *map(str, stop.args)]))
         return 130
     except (SfumatoError, CycloptsError) as error:
         lines = _with_bad_values(arguments) if isinstance(error, UnknownOptionError) else _lines(error)
