@@ -377,7 +377,8 @@ def test_ctrl_c_while_images_are_read_stops_at_once(config, tmp_path, monkeypatc
     assert run(["audit", "--config", config]) == 130
     assert time.monotonic() - started < 10
     assert (
-        capsys.readouterr().err == "sfumato: stopped at once; nothing was trained yet; the same command starts again\n"
+        capsys.readouterr().err
+        == "sfumato: stopped at once; this call has trained nothing yet; what earlier ones did is kept\n"
     )
     assert not (tmp_path / "runs").exists()
     assert signal.getsignal(number) is before
@@ -413,7 +414,7 @@ def test_a_second_ctrl_c_stops_at_once_and_says_what_is_kept(monkeypatch, capsys
         with pytest.raises(KeyboardInterrupt, match="the last checkpoint is kept"):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
-    with stop_on_interrupt(), pytest.raises(KeyboardInterrupt, match="nothing was trained yet"):
+    with stop_on_interrupt(), pytest.raises(KeyboardInterrupt, match="trained nothing yet"):
         os.kill(os.getpid(), signal.SIGINT)
 
     def stopped(*_: object, **__: object) -> None:

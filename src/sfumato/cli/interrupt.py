@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-
-NOTHING_YET = "nothing was trained yet; the same command starts again"
+NOTHING_YET = "this call has trained nothing yet; what earlier ones did is kept"
 CHECKPOINT_KEPT = "the last checkpoint is kept, the same command goes on from it"
 
 
