@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from sfumato.audit import Card, preset
 from sfumato.audit.settings import PRESETS as AUDITS
@@ -66,6 +67,19 @@ def test_the_terminal_shows_table_verdict_and_page(config, capsys):
     assert "Defense" in shown
     assert "page.html" in shown
     assert "certificate" in shown
+
+
+def test_a_bar_shows_how_far_the_images_are_decoded(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for label in ("a", "b"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(40):
+            Image.new("L", (32, 32), 3 * i).save(tmp_path / "photos" / label / f"{i}.png")
+    flags = ["--data.source", "photos", "--defenses", "none", "--training.batch_size", "16"]
+    assert run(["train", "--config", config, *flags]) == 0
+    assert "decode photos" in capsys.readouterr().err
+    assert run(["train", "--config", config, *flags, "--seed", "1"]) == 0
+    assert "decode photos" not in capsys.readouterr().err
 
 
 def test_flags_override_the_file(config, capsys):
@@ -368,6 +382,8 @@ def test_ctrl_c_leaves_a_resumable_run_and_says_how_to_resume(config, tmp_path, 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_while_images_are_read_stops_at_once(config, tmp_path, monkeypatch, capsys, number):
+    from sfumato.cli.interrupt import NOTHING_YET
+
     def endless(*_: object, **__: object) -> None:
         threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
         time.sleep(30)
@@ -376,10 +392,7 @@ def test_ctrl_c_while_images_are_read_stops_at_once(config, tmp_path, monkeypatc
     before, started = signal.getsignal(number), time.monotonic()
     assert run(["audit", "--config", config]) == 130
     assert time.monotonic() - started < 10
-    assert (
-        capsys.readouterr().err
-        == "sfumato: stopped at once; this call has trained nothing yet; what earlier ones did is kept\n"
-    )
+    assert capsys.readouterr().err == "sfumato: stopped at once; " + NOTHING_YET + "\n"
     assert not (tmp_path / "runs").exists()
     assert signal.getsignal(number) is before
 

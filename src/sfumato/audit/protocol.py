@@ -54,7 +54,7 @@ def audit(settings: Settings, *, root: Path, runtime: Runtime) -> list[Card]:
         InputError: Settings that do not fit the data, the network or each other.
         Interrupted: Asked to stop; the same call goes on where it stopped.
     """
-    defenses, splits = _open(settings)
+    defenses, splits = _open(settings, runtime)
     made = []
     for label, defense in defenses.items():
         run = train_run(settings, label, defense, splits, root=root, runtime=runtime)
@@ -69,15 +69,15 @@ def train_all(settings: Settings, *, root: Path, runtime: Runtime) -> list[Run]:
         InputError: Settings that do not fit the data, the network or each other.
         Interrupted: Asked to stop; the same call goes on where it stopped.
     """
-    defenses, splits = _open(settings)
+    defenses, splits = _open(settings, runtime)
     return [
         train_run(settings, label, defense, splits, root=root, runtime=runtime) for label, defense in defenses.items()
     ]
 
 
-def _open(settings: Settings) -> tuple[dict[str, Defense], Splits]:
+def _open(settings: Settings, runtime: Runtime) -> tuple[dict[str, Defense], Splits]:
     defenses = settings.resolved_defenses()
-    splits = load_data(settings.data, settings.seed)
+    splits = load_data(settings.data, settings.seed, runtime.progress)
     _check_fit(settings, defenses, splits)
     return defenses, splits
 

@@ -34,7 +34,7 @@ def run_of(folder: Path, settings: Settings, *, runtime: Runtime) -> tuple[Run, 
     folder = Path(folder)
     description = read_description(folder)
     defense = defenses.build(description["defense"])
-    splits = load_data(settings.data, settings.seed)
+    splits = load_data(settings.data, settings.seed, runtime.progress)
     expected = f"train-{address(settings, defense, splits, runtime)}"
     if folder.resolve().name != expected:
         raise InputError("run", str(folder), "a run whose images, version and device are the same as now")

@@ -18,6 +18,7 @@ from sfumato.data import Splits
 from sfumato.defenses import BoundDefense, Defense
 from sfumato.errors import CorruptFileError, InputError
 from sfumato.models import SplitModel
+from sfumato.progress import Progress
 from sfumato.storage import hash_of, load_state, save_state, write_text
 from sfumato.training import Fit, Runtime, augmentation, train
 from sfumato.training.loop import CHECKPOINT
@@ -51,10 +52,10 @@ class Run:
     settings: Settings
 
 
-def load_data(settings: DataSettings, seed: int) -> Splits:
+def load_data(settings: DataSettings, seed: int, progress: Progress | None = None) -> Splits:
     """The images that the settings name."""
     try:
-        return data.load(**settings.model_dump(), seed=seed)
+        return data.load(**settings.model_dump(), seed=seed, progress=progress)
     except InputError as error:
         if error.field in DataSettings.model_fields:
             raise InputError(f"data.{error.field}", error.value, error.accepted) from error

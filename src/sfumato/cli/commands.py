@@ -20,9 +20,10 @@ from sfumato.cli.catalogue import CATALOGUE, as_table
 from sfumato.cli.flags import DEFAULT_PRESET, nested, takes_sections, takes_settings, unknown_flag
 from sfumato.cli.interrupt import stop_on_interrupt
 from sfumato.errors import InputError, Interrupted, SfumatoError
+from sfumato.progress import Bar
 from sfumato.report import conclude, entries, judge_all, rich_table, rows, write_page
 from sfumato.storage import storage_errors
-from sfumato.training import Bar, Runtime, make_fabric
+from sfumato.training import Runtime, make_fabric
 
 app = App(
     name="sfumato",

@@ -6,7 +6,6 @@ from sfumato.data import Augment, Splits
 from sfumato.defenses import BoundDefense
 from sfumato.models import SplitModel
 from sfumato.training.loop import Fit, Job, Plan, fit
-from sfumato.training.progress import Bar, Progress, Silent
 from sfumato.training.runtime import Runtime, make_fabric
 from sfumato.training.settings import Training, load_optimizer, make_optimizer, make_schedule
 from sfumato.training.split_job import SplitJob
@@ -66,13 +65,10 @@ def train(
 
 __all__ = [
     "AUGMENTATIONS",
-    "Bar",
     "Fit",
     "Job",
     "Plan",
-    "Progress",
     "Runtime",
-    "Silent",
     "SplitJob",
     "Training",
     "augmentation",
