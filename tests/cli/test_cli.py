@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from sfumato.audit import Card, preset
+from sfumato.audit import Card, load_settings, preset
 from sfumato.audit.settings import PRESETS as AUDITS
 from sfumato.audit.settings import Settings
 from sfumato.cli import run
@@ -47,9 +47,19 @@ def test_audit_report_attack_and_train_hang_together(config, tmp_path, capsys):
     weaker = '{"attack": "decoder", "depth": 0, "width": 2, "epochs": 1}'
     assert run(["attack", runs[1]["run"], "--attacks", weaker, "--evaluation.threat-model", "black-box", "--json"]) == 0
     capsys.readouterr()
-    card = Card.load(next((tmp_path / "sfumato-page" / "cards").iterdir()))
+    card = Card.load(next((tmp_path / "sfumato-attack" / "cards").iterdir()))
     assert (card.defense.label, card.attacks[0].threat_model) == ("cem", "black-box")
     assert card.attacks[0].attack.arguments["width"] == 2
+
+    cards = [str(tmp_path / folder / "cards") for folder in ("sfumato-page", "sfumato-attack")]
+    assert run(["report", *cards, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 3
+    assert len(list((tmp_path / "sfumato-report" / "cards").iterdir())) == 3
+    kept = tmp_path / "sfumato-page"
+    assert (kept / "page.html").read_bytes() == (tmp_path / "again" / "page.html").read_bytes(), (
+        "the audit's page stays"
+    )
+    assert len(list((kept / "cards").iterdir())) == 2
 
 
 def test_what_is_not_ours_in_the_folder_of_cards_stays(config, tmp_path, capsys):
@@ -227,7 +237,7 @@ BAD = {
     "attack argument": (["audit", "--attacks", '{"attack": "decoder", "widht": 2}'], "did you mean width?"),
     "attack value": (["audit", "--attacks", '{"attack": "decoder", "epochs": 0}'], "decoder.epochs: got 0"),
     "unknown backbone": (["audit", "--model.backbone", "vgg12"], "did you mean"),
-    "unknown cut": (["audit", "--model.cut", "conv99"], "conv1"),
+    "unknown cut": (["audit", "--model.cut", "conv99"], "sfumato: model.cut: got 'conv99'; accepted: one of conv1"),
     "width": (["audit", "--model.width", "0"], "model.width"),
     "epochs": (["audit", "--training.epochs", "0"], "training.epochs: got '0'"),
     "not a number": (["audit", "--training.lr", "fast"], "training.lr: got 'fast'"),
@@ -268,6 +278,9 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, monkeypatch, caps
         ("trainin: {epochs: 1}", ["did you mean training?"]),
         ("training: {epoch: 1}", ["did you mean epochs?"]),
         ("defenses: []", ["at least one"]),
+        ("defenses: 3", ["defenses: got 3; accepted: a name, a mapping, or a list of these"]),
+        ("attacks:", ["attacks: got None; accepted: a name, a mapping, or a list of these"]),
+        ("defenses: [none, 3, [cem]]", ["defenses[1]: got 3; accepted: a name, or a mapping", "defenses[2]"]),
         ("attacks: []", ["at least one"]),
         ("- a list", ["a mapping of fields, not a list"]),
         ("a: [", ["YAML"]),
@@ -298,6 +311,24 @@ def test_everything_wrong_in_flags_is_told_at_once(tmp_path, monkeypatch, capsys
 def test_a_choice_that_is_a_number_is_read_as_one(capsys):
     assert run(["audit", "--data.channels", "3", "--data.source", "./nowhere"]) == 2
     assert capsys.readouterr().err.startswith("sfumato: data.source")
+
+
+@pytest.mark.parametrize(
+    ("one", "several"),
+    [
+        ({"defenses": "cem"}, {"defenses": ["cem"]}),
+        ({"defenses": {"recipe": "noise", "sigma": 0.5}}, {"defenses": [{"recipe": "noise", "sigma": 0.5}]}),
+        ({"attacks": "decoder"}, {"attacks": ["decoder"]}),
+        ({"attacks": {"attack": "decoder", "depth": 1}}, {"attacks": [{"attack": "decoder", "depth": 1}]}),
+    ],
+)
+def test_one_entry_is_a_list_of_one(one, several):
+    assert load_settings([preset("digits"), one]) == load_settings([preset("digits"), several])
+
+
+def test_one_entry_replaces_another_whole():
+    first, second = {"defenses": {"recipe": "noise", "sigma": 0.5}}, {"defenses": {"recipe": "dropout"}}
+    assert list(load_settings([first, second]).resolved_defenses()) == ["dropout"]
 
 
 def test_an_empty_file_is_the_defaults_of_the_fields(tmp_path, monkeypatch, capsys):

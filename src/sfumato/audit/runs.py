@@ -81,7 +81,11 @@ def undefended(settings: Settings, splits: Splits, generator: torch.Generator) -
     if constants is not None and len(constants[0]) != shape[0]:
         constants = None  # the preset's constants are for colour, and gray was asked for
     cut = chosen.cut or backbone.default_cut
-    return models.split(backbone, cut, image_shape=shape, normalization=constants)
+    try:
+        return models.split(backbone, cut, image_shape=shape, normalization=constants)
+    except InputError as error:
+        field = "model.cut" if error.field == "cut" else error.field
+        raise InputError(field, error.value, error.accepted) from error
 
 
 def address(settings: Settings, defense: Defense, splits: Splits, runtime: Runtime) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 from sfumato import attacks, defenses
 from sfumato.arguments import from_pydantic
@@ -94,6 +94,22 @@ class Evaluation(_Settings):
     """At most so many images of each group (training, test) are reconstructed and judged."""
 
 
+def _entries(value: object, info: ValidationInfo) -> object:
+    """A single name or mapping as a list of one; anything else than a list of these is refused in plain words."""
+    if isinstance(value, str | Mapping):
+        return (value,)
+    if not isinstance(value, list | tuple):
+        raise InputError(str(info.field_name), value, "a name, a mapping, or a list of these")
+    raise_all(
+        [
+            InputError(f"{info.field_name}[{i}]", entry, "a name, or a mapping")
+            for i, entry in enumerate(value)
+            if not isinstance(entry, str | Mapping)
+        ]
+    )
+    return value
+
+
 class Settings(_Settings):
     """Everything that determines a result."""
 
@@ -103,11 +119,16 @@ class Settings(_Settings):
     """Which network."""
     training: Training = Training()
     """How it is trained."""
-    defenses: tuple[str | dict[str, Any], ...] = ("none", "noise", "dist_corr", "cem")
+    defenses: Annotated[tuple[str | dict[str, Any], ...], BeforeValidator(_entries)] = (
+        "none",
+        "noise",
+        "dist_corr",
+        "cem",
+    )
     """Recipes by name, or mappings with the key ``recipe``, ``part`` or ``chain`` and an optional
     ``label``.
     """
-    attacks: tuple[str | dict[str, Any], ...] = ("decoder",)
+    attacks: Annotated[tuple[str | dict[str, Any], ...], BeforeValidator(_entries)] = ("decoder",)
     """Attacks by name, or mappings with the key ``attack``."""
     evaluation: Evaluation = Evaluation()
     """What the attacker has."""
@@ -235,8 +256,9 @@ def _defense(entry: str | dict[str, Any], field: str) -> tuple[str, Defense]:
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(under)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+        # A defense or an attack is what one layer says it is, and no mixture of two.
+        sections = key not in _NAMED and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if sections else value
     return merged
 
 
@@ -244,7 +266,7 @@ def _with_suggestions(errors: list[InputError]) -> list[InputError]:
     """An unknown field gets the names of its section, an unknown choice the choices; the nearest first."""
     improved = []
     for error in errors:
-        *path, name = error.field.split(".")
+        *path, name = error.field.partition("[")[0].split(".")
         section: type[BaseModel] | None = Settings
         for step in path:
             hint = section.model_fields[step].annotation if section and step in section.model_fields else None

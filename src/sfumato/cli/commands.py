@@ -48,7 +48,9 @@ TensorBoard = Annotated[bool, Parameter(negative=(), help="Also log for TensorBo
 Seconds = Annotated[float, Parameter(help="Save a checkpoint at least this often.")]
 Kind = Literal["data", "models", "defenses", "recipes", "attacks", "presets"]
 
-_RUNS, _OUT = Path("runs"), Path("sfumato-page")
+_RUNS = Path("runs")
+# One for each command, lest attacking a run replace the page of the audit that it came from.
+_PAGE, _ATTACK, _REPORT = Path("sfumato-page"), Path("sfumato-attack"), Path("sfumato-report")
 
 
 @app.command(name="audit")
@@ -58,7 +60,7 @@ def audit_command(
     config: Config = None,
     preset: Preset = None,
     runs: Runs = _RUNS,
-    out: Out = _OUT,
+    out: Out = _PAGE,
     json: Json = False,
     tensorboard: TensorBoard = False,
     checkpoint_seconds: Seconds = 60.0,
@@ -105,7 +107,7 @@ def attack_command(
     run: Annotated[list[Path], Parameter(help="Folders of trained runs.", negative=())],
     /,
     *,
-    out: Out = _OUT,
+    out: Out = _ATTACK,
     json: Json = False,
     checkpoint_seconds: Seconds = 60.0,
     flags: dict[str, Any],
@@ -125,7 +127,7 @@ def report_command(
     card: Annotated[list[Path], Parameter(help="Cards, or folders that hold some.", negative=())],
     /,
     *,
-    out: Out = _OUT,
+    out: Out = _REPORT,
     json: Json = False,
 ) -> None:
     """Make the page from cards."""
