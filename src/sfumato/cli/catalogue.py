@@ -51,7 +51,7 @@ def _treatment(preset: Preset) -> Row:
     """What the preset's paper does to the images, as far as it does anything."""
     divided = {name: value for name, value in asdict(preset.fractions).items() if value}
     if preset.test_splits:
-        divided.pop("test")  # the source's own test images are taken
+        divided.pop("test", None)  # the source's own test images are taken
     told: Row = {
         "splits for train": " + ".join(preset.train_splits or ()),
         "splits for test": " + ".join(preset.test_splits or ()),
