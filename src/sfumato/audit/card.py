@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sfumato.errors import CorruptFileError, InputError
 from sfumato.storage import hash_of, write_text
@@ -120,6 +120,12 @@ class AttackInfo(_Section):
     test_mse: list[NonNegative] = Field(min_length=1, description="per judged test image")
     test_ssim: list[float] = Field(min_length=1, description="per judged test image")
     examples: list[Example]
+
+    @model_validator(mode="after")
+    def _one_figure_an_image(self) -> AttackInfo:
+        if len(self.test_mse) != len(self.test_ssim):
+            raise ValueError(f"test_mse is of {len(self.test_mse)} images, test_ssim of {len(self.test_ssim)}")
+        return self
 
 
 class WorstCase(_Section):

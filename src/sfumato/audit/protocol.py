@@ -21,7 +21,7 @@ from sfumato import metrics
 from sfumato.attacks import Attack, Knowledge, Reconstruction, WhiteBox, make_target
 from sfumato.audit import card as cards
 from sfumato.audit.card import Card
-from sfumato.audit.runs import Run, checksum_of, load_data, prepare, train_run, undefended
+from sfumato.audit.runs import Run, checksum_of, load_data, prepare, recipe_of, train_run, undefended
 from sfumato.audit.settings import Settings
 from sfumato.audit.suspicions import Evidence, gradient_through, is_random, suspicions
 from sfumato.data import ImageSet, Splits
@@ -54,7 +54,7 @@ def audit(settings: Settings, *, root: Path, runtime: Runtime) -> list[Card]:
         InputError: Settings that do not fit the data, the network or each other.
         Interrupted: Asked to stop; the same call goes on where it stopped.
     """
-    defenses, splits = _open(settings)
+    defenses, splits = _open(settings, runtime)
     made = []
     for label, defense in defenses.items():
         run = train_run(settings, label, defense, splits, root=root, runtime=runtime)
@@ -69,15 +69,15 @@ def train_all(settings: Settings, *, root: Path, runtime: Runtime) -> list[Run]:
         InputError: Settings that do not fit the data, the network or each other.
         Interrupted: Asked to stop; the same call goes on where it stopped.
     """
-    defenses, splits = _open(settings)
+    defenses, splits = _open(settings, runtime)
     return [
         train_run(settings, label, defense, splits, root=root, runtime=runtime) for label, defense in defenses.items()
     ]
 
 
-def _open(settings: Settings) -> tuple[dict[str, Defense], Splits]:
+def _open(settings: Settings, runtime: Runtime) -> tuple[dict[str, Defense], Splits]:
     defenses = settings.resolved_defenses()
-    splits = load_data(settings.data, settings.seed)
+    splits = load_data(settings.data, settings.seed, runtime.progress)
     _check_fit(settings, defenses, splits)
     return defenses, splits
 
@@ -216,7 +216,7 @@ def _card(
             cut=run.split.cut,
             feature_shape=run.split.feature.shape,
         ),
-        training=_training_info(run, settings),
+        training=_training_info(run, settings, splits),
         utility=utility,
         cost=cards.Cost(**vars(cost)),
         theory=_theory(run, splits, settings, runtime),
@@ -260,10 +260,10 @@ def _data_info(splits: Splits, settings: Settings) -> cards.DataInfo:
     )
 
 
-def _training_info(run: Run, settings: Settings) -> cards.TrainingInfo:
+def _training_info(run: Run, settings: Settings, splits: Splits) -> cards.TrainingInfo:
     figures = ("epoch", "validation_loss", "validation_accuracy")
     return cards.TrainingInfo(
-        arguments=settings.training.model_dump(),
+        arguments=recipe_of(settings, splits),
         seed=settings.seed,
         epochs_run=len(run.fit.history),
         epoch_kept=run.fit.epoch_kept,
