@@ -45,7 +45,7 @@ def slow_bound(club: Club, x: Tensor, z: Tensor) -> float:
     n = len(rows)
     positive = sum(q[i].log_prob(rows[i]).sum() for i in range(n)) / n
     negative = sum(q[i].log_prob(rows[j]).sum() for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
-    return float(positive - negative)
+    return float((positive - negative).detach())
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -60,9 +60,10 @@ def test_sampled_bound_is_the_full_one_on_average(direction: str) -> None:
     x, z = normal(9, 2), normal(9, 3, seed=1)
     club = Club(2, 3, generator=seeded(), hidden=8, direction=direction)
     generator = seeded(2)
-    draws = torch.stack([club.sampled_bound(x, z, generator=generator) for _ in range(1500)]).detach()
+    with torch.no_grad():
+        draws = torch.stack([club.sampled_bound(x, z, generator=generator) for _ in range(800)])
     full = float(club.bound(x, z).detach())
-    assert float(draws.mean()) == pytest.approx(full, abs=4 * float(draws.std()) / math.sqrt(1500))
+    assert float(draws.mean()) == pytest.approx(full, abs=4 * float(draws.std()) / math.sqrt(800))
     assert float(draws.std()) > 0.01
 
 

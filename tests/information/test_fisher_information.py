@@ -42,9 +42,10 @@ def convolutions(seed: int = 0) -> nn.Sequential:
         nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 3, 3), nn.Sigmoid()
     ).double()
     with torch.no_grad():
-        for value in edge.state_dict().values():
+        for name, value in edge.state_dict().items():
             if value.is_floating_point():
-                value.copy_(torch.rand(value.shape, generator=seeded(seed), dtype=value.dtype) + 0.1)
+                drawn = torch.randn(value.shape, generator=seeded(seed), dtype=value.dtype)
+                value.copy_(drawn.abs() + 0.1 if name.endswith("running_var") else 0.4 * drawn)
     return edge
 
 

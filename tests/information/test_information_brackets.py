@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfumato.information import Fitting, estimate_mutual_information, estimate_upper_bound
 
-FITTING = Fitting(steps=1500, batch=512, learning_rate=2e-3)
+FITTING = Fitting(steps=800, batch=512, learning_rate=2e-3)
 
 
 def correlated(n: int, d: int, rho: float) -> tuple[Tensor, Tensor]:
@@ -34,9 +34,8 @@ def test_mine_and_club_bracket_the_truth(d: int, rho: float) -> None:
 
 @pytest.mark.slow
 def test_independent_pairs_have_next_to_no_information() -> None:
-    x, _ = correlated(8000, 3, 0.0)
-    z = torch.randn(8000, 3, generator=torch.Generator().manual_seed(3))
-    short = Fitting(steps=300, batch=512)
+    x, z = correlated(8000, 3, 0.0)
+    short = Fitting(steps=150)
     below = estimate_mutual_information(x, z, generator=torch.Generator().manual_seed(2), fitting=short)
     above = estimate_upper_bound(x, z, generator=torch.Generator().manual_seed(2), fitting=short)
     assert abs(below) < 0.02
@@ -44,13 +43,10 @@ def test_independent_pairs_have_next_to_no_information() -> None:
 
 
 @pytest.mark.slow
-def test_more_noise_leaves_less_information_by_both_measures() -> None:
-    values = []
-    for rho in (0.3, 0.6, 0.9):
-        x, z = correlated(6000, 2, rho)
-        short, seed = Fitting(steps=300, batch=512, learning_rate=2e-3), torch.Generator().manual_seed(2)
-        values.append(
-            [f(x, z, generator=seed, fitting=short) for f in (estimate_mutual_information, estimate_upper_bound)]
-        )
-    assert values[0][0] < values[1][0] < values[2][0]
-    assert values[0][1] < values[1][1] < values[2][1]
+@pytest.mark.parametrize("measure", [estimate_mutual_information, estimate_upper_bound])
+def test_more_noise_leaves_less_information(measure) -> None:
+    short, values = Fitting(steps=100, learning_rate=3e-3), []
+    for rho in (0.9, 0.6, 0.3):
+        x, z = correlated(3000, 2, rho)
+        values.append(measure(x, z, generator=torch.Generator().manual_seed(2), fitting=short, hidden=32))
+    assert values[0] > values[1] > values[2] > 0
