@@ -12,7 +12,7 @@ from sfumato.information.fitting import Fitting, fit_and_score
 from sfumato.information.networks import perceptron
 from sfumato.information.rows import derangement, paired_rows
 
-_HELD_OUT_SHUFFLES = 32
+_VALIDATION_SHUFFLES, _HELD_OUT_SHUFFLES = 4, 32
 _DEFAULT_FITTING = Fitting()
 
 
@@ -149,7 +149,7 @@ def estimate_mutual_information(
         x,
         z,
         loss=lambda a, b: mine.loss(a, b, generator=generator),
-        validate=lambda a, b: -mine.bound(a, b, generator=generator, shuffles=_HELD_OUT_SHUFFLES),
+        validate=lambda a, b: -mine.bound(a, b, generator=generator, shuffles=_VALIDATION_SHUFFLES),
         score=lambda a, b: mine.bound(a, b, generator=generator, shuffles=_HELD_OUT_SHUFFLES),
         fitting=fitting,
         generator=generator,
