@@ -100,6 +100,18 @@ def test_blind_q_bounds_nothing() -> None:
     assert float(club.bound(x, x).detach()) == pytest.approx(0, abs=1e-6)  # far below I: why q has to be near p
 
 
+def test_what_q_is_given_stays_in_place() -> None:
+    x, z = normal(9, 2), normal(9, 3, seed=1)
+    forward = Club(2, 3, generator=seeded(), hidden=8)
+    backward = Club(3, 2, generator=seeded(), hidden=8, direction="x_given_z")
+    values = [
+        forward.sampled_bound(x, z, generator=seeded(4)),
+        backward.sampled_bound(z, x, generator=seeded(4)),
+    ]
+    assert torch.equal(*values)
+    assert torch.equal(forward.bound(x, z), backward.bound(z, x))
+
+
 def test_log_variance_is_bounded() -> None:
     club = Club(2, 3, generator=seeded())
     _, log_variance = club(1e6 * normal(50, 2))

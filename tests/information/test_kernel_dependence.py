@@ -164,7 +164,20 @@ def test_single_precision_keeps_its_digits_with_a_wide_kernel() -> None:
     x, z = dependent(30)
     x, z = x / 1000, z / 1000  # kernels of 1 − 1e-8 and nearer: a plain one would round to 1
     exact = float(hsic(x, z))
-    assert float(hsic(x.float(), z.float())) == pytest.approx(exact, rel=1e-3)
+    assert float(hsic(x.float(), z.float())) == pytest.approx(exact, rel=1e-3, abs=0)
+    largest = float(coco(x, z))
+    assert float(coco(x.float(), z.float())) == pytest.approx(largest, rel=1e-3, abs=0)
+
+
+@pytest.mark.parametrize("kernel", [GaussianKernel(), LinearKernel()], ids=["gauss", "linear"])
+def test_half_precision_and_autocast(kernel) -> None:
+    x, z = dependent(20, dtype=torch.float32)
+    half = x.bfloat16(), z.bfloat16()
+    for measure in (hsic, coco):
+        exact = measure(half[0].float(), half[1].float(), kernel_z=kernel)
+        assert torch.equal(measure(*half, kernel_z=kernel), exact)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(measure(*half, kernel_z=kernel), exact)
 
 
 def test_labels_as_integers() -> None:

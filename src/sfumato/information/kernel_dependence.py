@@ -98,11 +98,12 @@ def hsic(
     if estimator not in get_args(HsicEstimator):
         raise InputError("estimator", estimator, one_of(get_args(HsicEstimator), estimator))
     x, z = paired_rows("hsic", x, z, least=4 if estimator == "unbiased" else 2)
-    k, m = kernel_x(x), kernel_z(z)
-    if estimator == "unbiased":
-        return _unbiased(k, m)
-    k, m = _centered(k), _centered(m)
-    return (k * m).mean() if estimator == "biased" else _alignment(k, m)
+    with _full_precision(x):
+        k, m = kernel_x(x), kernel_z(z)
+        if estimator == "unbiased":
+            return _unbiased(k, m)
+        k, m = _centered(k), _centered(m)
+        return (k * m).mean() if estimator == "biased" else _alignment(k, m)
 
 
 def coco(x: Tensor, z: Tensor, *, kernel_x: Kernel = _GAUSSIAN, kernel_z: Kernel = _GAUSSIAN) -> Tensor:
@@ -127,8 +128,12 @@ def coco(x: Tensor, z: Tensor, *, kernel_x: Kernel = _GAUSSIAN, kernel_z: Kernel
         InputError: The two differ in N, or N < 2.
     """
     x, z = paired_rows("coco", x, z)
-    k, m = kernel_x(x), kernel_z(z)
-    # N·f and N·g are of degree ½ in a kernel's scale: brought to 1 and back, squares cannot underflow.
+    with _full_precision(x):
+        return _constrained_covariance(kernel_x(x), kernel_z(z))
+
+
+def _constrained_covariance(k: Tensor, m: Tensor) -> Tensor:
+    # Of degree ½ in the scale of each matrix: brought to 1 and back, so that squares cannot underflow.
     (k, k_scale), (m, m_scale) = _unit(_centered(k)), _unit(_centered(m))
     with torch.no_grad():
         root_k, root_m = _root(k), _root(m)
@@ -137,8 +142,13 @@ def coco(x: Tensor, z: Tensor, *, kernel_x: Kernel = _GAUSSIAN, kernel_z: Kernel
     norms = (f @ k @ f) * (g @ m @ g)
     tiny = torch.finfo(norms.dtype).tiny
     covariance: Tensor = (f @ k) @ (m @ g) / torch.where(norms > tiny, norms, 1.0).sqrt()
-    scale = k_scale.sqrt() * m_scale.sqrt() / len(x)
+    scale = k_scale.sqrt() * m_scale.sqrt() / len(k)
     return torch.where(norms > tiny, covariance * scale, 0.0)
+
+
+def _full_precision(x: Tensor) -> torch.autocast:
+    """Autocast off: in half precision a centered kernel matrix has no digit left, and no eigenvalue either."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _centered(gram: Tensor) -> Tensor:

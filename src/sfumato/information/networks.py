@@ -17,7 +17,7 @@ def perceptron(inputs: int, hidden: int, outputs: int, *, generator: torch.Gener
         inputs: Width of a row.
         hidden: Units of each hidden layer.
         outputs: Width of the answer.
-        generator: Draws the weights; on the CPU, as modules are built there.
+        generator: Draws the weights, on any device; the network is on the CPU, as modules are built there.
 
     Raises:
         InputError: A width below 1.
@@ -29,8 +29,8 @@ def perceptron(inputs: int, hidden: int, outputs: int, *, generator: torch.Gener
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
         # PyTorch's own constructor would draw from the global generator.
-        linear = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")
+        linear = nn.Linear(fan_in, fan_out, device="meta").to_empty(device=generator.device)
         nn.init.kaiming_normal_(linear.weight, nonlinearity="relu", generator=generator)
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    return nn.Sequential(*layers[:-1]).cpu()

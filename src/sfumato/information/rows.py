@@ -14,7 +14,7 @@ def paired_rows(measure: str, x: Tensor, z: Tensor, least: int = 2) -> tuple[Ten
     Args:
         measure: Who asks, for the error.
         x: (N, ...).
-        z: (N, ...); integers (one-hot labels) become numbers of the type of ``x``.
+        z: (N, ...); integers (one-hot labels) become numbers of the type of ``x``, half precision becomes single.
         least: Smallest N that the measure is defined for.
 
     Raises:
@@ -47,5 +47,6 @@ def derangement(n: int, *, generator: torch.Generator, device: torch.device) -> 
 
 
 def _flat(v: Tensor, floating: torch.dtype) -> Tensor:
-    v = v if v.is_floating_point() else v.to(floating)
-    return v.reshape(len(v), -1)
+    wanted = v.dtype if v.is_floating_point() else floating
+    # Differences of close rows are all that the measures look at.
+    return v.to(torch.promote_types(wanted, torch.float32)).reshape(len(v), -1)
