@@ -1,7 +1,20 @@
 """Functions on tensors that measure dependence and entropy; usable without the rest of the library."""
 
+from sfumato.information.club import Club, estimate_upper_bound
+from sfumato.information.conditional import conditional_mutual_information, fano_bound
 from sfumato.information.dependence import distance_correlation
+from sfumato.information.effective import EffectiveInformation, effective_information
+from sfumato.information.fisher import (
+    dfil,
+    gaussian_prior_information,
+    jacobian_trace,
+    unbiased_mse_bound,
+    van_trees_bound,
+)
+from sfumato.information.fitting import Fitting
 from sfumato.information.gaussian import add_variance, log_densities, log_determinants, shrink
+from sfumato.information.kernel_dependence import GaussianKernel, Kernel, LinearKernel, coco, hsic
+from sfumato.information.mine import Mine, estimate_mutual_information
 from sfumato.information.mixture import ClassMixture
 from sfumato.information.rate import (
     conditional_entropy_bound,
@@ -11,19 +24,40 @@ from sfumato.information.rate import (
     relative_conditional_entropy,
 )
 from sfumato.information.rate_loss import RateLoss, reference_loss
+from sfumato.information.redundancy import pearson_redundancy
 
 __all__ = [
     "ClassMixture",
+    "Club",
+    "EffectiveInformation",
+    "Fitting",
+    "GaussianKernel",
+    "Kernel",
+    "LinearKernel",
+    "Mine",
     "RateLoss",
     "add_variance",
+    "coco",
     "conditional_entropy_bound",
+    "conditional_mutual_information",
+    "dfil",
     "distance_correlation",
+    "effective_information",
+    "estimate_mutual_information",
+    "estimate_upper_bound",
+    "fano_bound",
     "feature_utility",
+    "gaussian_prior_information",
+    "hsic",
+    "jacobian_trace",
     "log_densities",
     "log_determinants",
     "mixture_rate",
     "mmse_bound",
+    "pearson_redundancy",
     "reference_loss",
     "relative_conditional_entropy",
     "shrink",
+    "unbiased_mse_bound",
+    "van_trees_bound",
 ]
