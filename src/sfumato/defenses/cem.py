@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from sfumato.defenses.base import BoundDefense, Context, Defense, Epoch
+from sfumato.defenses.schedule import pressure
 from sfumato.errors import InputError
 from sfumato.information import ClassMixture
 from sfumato.models import SplitModel, output_shape
 
 _GAMMA = 0.01  # the authors' floor under both variances
-_LAST_RATE = 4e-4  # the authors' last learning rate, at and below which the weight is 1
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class BoundCEM(BoundDefense):
         """λ·w(t)·R of the batch; nothing in the first epoch."""
         if ctx.epoch == 0:
             return {}
-        return {"cem": self.spec.weight * self._pressure(ctx.lr) * self.rate(ctx.z_clean, ctx.y)}
+        return {"cem": self.spec.weight * pressure(self.spec.schedule, ctx.lr) * self.rate(ctx.z_clean, ctx.y)}
 
     def rate(self, z: Tensor, y: Tensor) -> Tensor:
         """The authors' loss on one batch, before its weight; updates the running variances and weights."""
@@ -126,12 +126,6 @@ class BoundCEM(BoundDefense):
         growth = 0.5 * dim * torch.log1p(mixture.variances.double() / noise)
         rate = -torch.special.xlogy(pi, pi).sum() + (pi * growth).sum()
         return {"cem_rate_nats": float(rate), "cem_rate_nats_per_dimension": float(rate) / dim}
-
-    def _pressure(self, lr: float) -> float:
-        # A hair above the authors' last rate, which 0.05·0.2³ misses by one rounding.
-        if self.spec.schedule == "constant" or lr <= _LAST_RATE * (1 + 1e-6):
-            return 1.0
-        return 0.001 / lr
 
     @torch.no_grad()
     def _track(self, variance: Tensor, counts: Tensor, present: Tensor) -> None:
