@@ -15,12 +15,12 @@ from sfumato.models import SplitModel
 
 @dataclass(frozen=True)
 class SlotAttention(Surrogate):
-    """Variance of what each feature leaves over its read-out from slots of its class.
+    """Variance of what each feature leaves over its read-out from the slots of its class.
 
-    Slots are to the mixture what soft centers are to hard ones: they are fitted by likelihood, and no feature of a
-    class can be left out. But a soft read-out moves between the slots as the feature does, so what varies within their
-    hull is not seen at all; ``slot_attention_seen_variance`` says how much of the plain variance is. Its gate starts
-    closed: the loss starts at the plain variance of the class.
+    Slots are soft centers where the mixture has hard ones. They are fitted by likelihood, as those are, and cannot
+    leave a feature of the class out. But a soft read-out moves between the slots as the feature does, so what varies
+    within the slots' hull need not be seen; ``slot_attention_seen_variance`` says how much of the plain variance is.
+    The gate of the read-out starts closed: the loss starts at the plain variance of the class.
 
     Args:
         weight, hidden, gamma, threshold, schedule, momentum, attention_lr: See :class:`Surrogate`.

@@ -49,7 +49,8 @@ class Surrogate(Defense):
         gamma: γ > 0, floor under both variances.
         threshold: t > 0; no pressure on variances below t·σ².
         schedule: ``authors`` weights by 0.001/lr while lr > 0.0004 and by 1 after; ``constant`` by 1.
-        momentum: Of the running averages, in [0, 1), a batch.
+        momentum: Of the running averages, in [0, 1); the batch's share of them, about 1 − momentum, is its share of the
+            gradient.
         attention_lr: Learning rate of the attention.
     """
 

@@ -74,7 +74,7 @@ class FusedPooling(nn.Module):
         return _mixed(self.beta.detach(), self.gated.tracked(), self.slotted.tracked())
 
     def figures(self) -> dict[str, float]:
-        """``gated_share``: sigmoid(β); and the slots' figures."""
+        """``gated_share``: sigmoid(β); ``gate``: the slots'."""
         return {"gated_share": float(self.beta.detach().sigmoid()), **self.slotted.figures()}
 
 

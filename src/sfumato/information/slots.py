@@ -98,6 +98,10 @@ class SlotAttention(nn.Module):
             slots = self._refined(slots, keys, values, y)
         return slots
 
+    def shares(self, x: Tensor, y: Tensor, slots: Tensor) -> Tensor:
+        """How features x (N, H) divide themselves among the slots (K, S, H) of their class, (N, S)."""
+        return own_slot_shares(F.linear(_normalized(x), self.key), F.linear(_normalized(slots), self.query), y)
+
     def _refined(self, slots: Tensor, keys: Tensor, values: Tensor, y: Tensor) -> Tensor:
         shares = own_slot_shares(keys, F.linear(_normalized(slots), self.query), y)
         updates = slot_means(values, shares, y, len(slots))
@@ -116,12 +120,17 @@ class SlotAttention(nn.Module):
 class SlotReadout(nn.Module):
     """Variance per dimension of what slots leave unexplained of each class, as running averages.
 
-    A feature reads from the slots of its class by cross-attention with a tanh gate (Alayrac et al. 2022, Flamingo,
-    section 2.1): read-out = center + tanh(α)·W_o·Σ_s softmax_s(q·k_s/√H)·v_s. The center is the running mean of the
-    class. α starts at 0, so the residual starts as the deviation from the center and its variance as the plain one;
-    then only α has a gradient, and all of the rest once α has moved.
+    A feature z of class c reads from its class's slots by cross-attention behind a tanh gate (Alayrac et al. 2022,
+    Flamingo, section 2.1): read-out = center_c + tanh(α)·Σ_s softmax_s(q·k_s/√H)·m_s. The center is the running mean of
+    the class. The value m_s is what slot s holds in the feature's own space, the mean deviation from the center of the
+    features it attends to, so that a read-out has the features' scale before anything is learned. Queries and keys
+    start as those of the slot attention: then the mean of (z − center)·read-out is Σ_s π_s·|m_s|² ≥ 0, π_s the share
+    of slot s, and the gate opens to the right side.
 
-    The slots read are running averages too: from the slots of its own batch alone a feature that is one of few of its
+    α starts at 0. The residual z − read-out is then the deviation from the center, its variance the plain one, and its
+    gradient that of the plain one; of the path's parameters only α has a gradient, and the others once it has moved.
+
+    What is read, slots and m, are running averages too: from its own batch alone a feature that is one of few of its
     class would read itself, and leave nothing.
 
     Args:
@@ -150,21 +159,19 @@ class SlotReadout(nn.Module):
         super().__init__()
         self.num_classes, self.noise = num_classes, noise
         self.attention = SlotAttention(num_classes, slots, hidden, iterations=iterations, generator=generator)
-
-        def drawn(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(*shape, generator=generator) / math.sqrt(shape[-1]))
-
-        self.inward, self.outward = drawn(hidden, dim), drawn(dim, hidden)
-        self.key, self.value, self.query = (drawn(hidden, hidden) for _ in range(3))
+        self.inward = nn.Parameter(torch.randn(hidden, dim, generator=generator) / math.sqrt(dim))
+        self.query = nn.Parameter(self.attention.key.detach().clone())
+        self.key = nn.Parameter(self.attention.query.detach().clone())
         self.alpha = nn.Parameter(torch.zeros(()))
         self.centers = ClassAverage(num_classes, dim, momentum)
         self.slots = ClassAverage(num_classes, slots * hidden, momentum)
+        self.values = ClassAverage(num_classes, slots * dim, momentum)
         self.variances = ClassAverage(num_classes, dim, momentum)
 
-    def read(self, x: Tensor, y: Tensor, slots: Tensor) -> Tensor:
-        """What features x (N, H) read from slots (K, S, H) of their class, (N, D), before the gate."""
-        shares = own_slot_shares(F.linear(_normalized(x), self.query), F.linear(slots, self.key), y)
-        return F.linear(torch.einsum("ns,nsh->nh", shares, F.linear(slots, self.value)[y]), self.outward)
+    def read(self, x: Tensor, y: Tensor, slots: Tensor, values: Tensor) -> Tensor:
+        """What features read (N, D) of values (K, S, D) by attending with x (N, H) to slots (K, S, H), gated."""
+        queries, keys = F.linear(_normalized(x), self.query), F.linear(_normalized(slots), self.key)
+        return self.alpha.tanh() * torch.einsum("ns,nsd->nd", own_slot_shares(queries, keys, y), values[y])
 
     def variance(self, z: Tensor, y: Tensor, *, side: Side, generator: torch.Generator | None = None) -> Tensor:
         """Running variances (K, D) of the residuals with this batch in them.
@@ -176,18 +183,21 @@ class SlotReadout(nn.Module):
                 averages. ``attention``: the features are constants, and nothing is kept.
             generator: Source of the noise on the starting slots, where there is any.
         """
-        if side == "attention":
-            z = z.detach()
         counts, even = torch.bincount(y, minlength=self.num_classes), class_uniform(y, self.num_classes, z.dtype)
         centers = self.centers.blend(class_mean(z, even, y, self.num_classes), counts)
-        x = F.linear((z - centers[y]).detach(), self.inward)
-        slots = self.slots.blend(self.attention(x, y, self._noise(generator)).flatten(1), counts)
-        read = self.alpha.tanh() * self.read(x, y, slots.view_as(self.attention.start))
-        residual = z - centers[y] - (read.detach() if side == "feature" else read)
+        deviation = z - centers[y]
+        fixed = deviation.detach()
+        with torch.set_grad_enabled(side == "attention" and torch.is_grad_enabled()):
+            x = F.linear(fixed, self.inward)
+            slots, values = self._held(x, fixed, y, counts, self._noise(generator))
+            start = self.attention.start
+            read = self.read(x, y, slots.view_as(start), values.view(*start.shape[:2], -1))
+        residual = (deviation if side == "feature" else fixed) - read
         variances = self.variances.blend(class_mean(residual.square(), even, y, self.num_classes), counts)
         if side == "feature":
             self.centers.keep(centers, counts)
             self.slots.keep(slots, counts)
+            self.values.keep(values, counts)
             self.variances.keep(variances, counts)
         return variances
 
@@ -195,7 +205,7 @@ class SlotReadout(nn.Module):
         """What the slots minimize: the mean of log(v + γ).
 
         Up to a factor and a constant it is the negative log-likelihood of the residuals under a Gaussian with the best
-        variances: unlike gated weights, slots cannot leave a feature of the class out.
+        variances, as a mixture's centers have it: unlike gated weights, slots cannot leave a feature of the class out.
         """
         present = torch.bincount(y, minlength=self.num_classes) > 0
         return mean_log_variance(self.variance(z, y, side="attention", generator=generator), present, gamma=gamma)
@@ -205,8 +215,16 @@ class SlotReadout(nn.Module):
         return self.variances.value
 
     def figures(self) -> dict[str, float]:
-        """``gate``: tanh(α)."""
+        """``gate``: tanh(α), 0 for the plain variance, 1 for that around the slots."""
         return {"gate": float(self.alpha.detach().tanh())}
+
+    def _held(
+        self, x: Tensor, deviation: Tensor, y: Tensor, counts: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Running slots (K, S·H) and what they hold (K, S·D), with this batch in them."""
+        slots = self.attention(x, y, noise)
+        held = slot_means(deviation, self.attention.shares(x, y, slots), y, self.num_classes)
+        return self.slots.blend(slots.flatten(1), counts), self.values.blend(held.flatten(1), counts)
 
     def _noise(self, generator: torch.Generator | None) -> Tensor | None:
         if self.noise == 0:
