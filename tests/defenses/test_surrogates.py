@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from dataclasses import replace
 from typing import Any
@@ -78,7 +79,6 @@ def test_loss_is_weight_times_schedule_times_rate(spec: Surrogate) -> None:
         losses = bound.losses(context(z, y, lr=0.05))
         assert list(losses) == [spec.name]
         assert float(losses[spec.name].detach()) == pytest.approx(expected)
-        assert losses[spec.name].requires_grad == z.requires_grad
 
 
 def test_schedule() -> None:
@@ -210,10 +210,11 @@ def test_mixed_precision_is_left_outside(spec: Surrogate) -> None:
         assert torch.equal(bound.losses(ctx)[spec.name], expected)
 
 
-# A small training. The pressure is constant, so that it acts at the constant learning rate.
+# A small training. The pressure does not depend on the learning rate, which is higher than the authors'.
 WEAK: dict[str, Any] = {"weight": 2.0, "schedule": "constant", "attention_lr": 0.01}
 
 
+@functools.cache
 def trained(part: Surrogate | None) -> tuple[SplitJob, Tensor, Tensor, float]:
     """The job, clean features of the training images, their labels, accuracy on test images."""
     splits = data.load("digits", train_limit=600, cache=False)
@@ -222,7 +223,7 @@ def trained(part: Surrogate | None) -> tuple[SplitJob, Tensor, Tensor, float]:
     whole = models.split(network, "block2", image_shape=shape)
     defense = chain(Bottleneck(4), Noise(0.1), *([part] if part else []))
     bound = defense.bind(whole, generator=seeded(1))
-    recipe = {"epochs": 12, "batch_size": 50, "lr": 0.02, "schedule": "constant", "augment": "none"}
+    recipe = {"epochs": 12, "batch_size": 50, "lr": 0.02, "schedule": "cosine", "augment": "none"}
     settings = Training.model_validate(recipe)
     runtime = Runtime(fabric=make_fabric("cpu"))
     job = SplitJob(bound.defend(whole), bound, settings, splits.train, splits.validation, seed=2, runtime=runtime)
@@ -240,12 +241,6 @@ def class_variance(z: Tensor, y: Tensor) -> float:
     return sum(float(z[y == c].var(0, correction=0).mean()) for c in range(10)) / 10
 
 
-@pytest.fixture(scope="module")
-def undefended() -> tuple[float, float]:
-    _, z, y, accuracy = trained(None)
-    return class_variance(z, y), accuracy
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
@@ -257,12 +252,12 @@ def undefended() -> tuple[float, float]:
     ],
     ids=lambda part: f"{part.name} {getattr(part, 'objective', '')}",
 )
-def test_variance_within_classes_falls_and_accuracy_stays(part: Surrogate, undefended: tuple[float, float]) -> None:
+def test_variance_within_classes_falls_and_accuracy_stays(part: Surrogate) -> None:
+    _, plain, _, undefended = trained(None)
     job, z, y, accuracy = trained(part)
-    assert class_variance(z, y) < 0.5 * undefended[0]
-    assert accuracy > undefended[1] - 0.08
-    assert accuracy > 0.85
-    assert job.defense.theory()[f"{part.name}_seen_variance"] > 0.6
+    assert class_variance(z, y) < 0.6 * class_variance(plain, y)
+    assert accuracy > undefended - 0.05
+    assert job.defense.theory()[f"{part.name}_seen_variance"] > 0.7
 
 
 def effective_share(job: SplitJob, z: Tensor, y: Tensor) -> float:
