@@ -44,9 +44,8 @@ class ClassAverage(nn.Module):
             counts: (K,) features of each class.
         """
         share = (counts / self._mass(counts).clamp_min(1)).to(self.value.dtype).unsqueeze(1)
-        # A copy: the running value changes before the backward pass.
-        before = self.value.clone()
-        return before + share * (batch - before)
+        # The backward pass needs the share alone: the running value may change before it.
+        return self.value + share * (batch - self.value)
 
     @torch.no_grad()
     def keep(self, blended: Tensor, counts: Tensor) -> None:
