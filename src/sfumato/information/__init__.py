@@ -1,5 +1,6 @@
 """Functions on tensors that measure dependence and entropy; usable without the rest of the library."""
 
+from sfumato.information.attention import class_softmax, effective_sample_size, gated_scores, log_variance_penalty
 from sfumato.information.club import Club, estimate_upper_bound
 from sfumato.information.conditional import conditional_mutual_information, fano_bound
 from sfumato.information.dependence import distance_correlation
@@ -12,10 +13,12 @@ from sfumato.information.fisher import (
     van_trees_bound,
 )
 from sfumato.information.fitting import Fitting
+from sfumato.information.fusion import FusedPooling
 from sfumato.information.gaussian import add_variance, log_densities, log_determinants, shrink
 from sfumato.information.kernel_dependence import GaussianKernel, Kernel, LinearKernel, coco, hsic
 from sfumato.information.mine import Mine, estimate_mutual_information
 from sfumato.information.mixture import ClassMixture
+from sfumato.information.pooling import GatedPooling
 from sfumato.information.rate import (
     conditional_entropy_bound,
     feature_utility,
@@ -25,33 +28,44 @@ from sfumato.information.rate import (
 )
 from sfumato.information.rate_loss import RateLoss, reference_loss
 from sfumato.information.redundancy import pearson_redundancy
+from sfumato.information.running import ClassAverage
+from sfumato.information.slots import SlotAttention, SlotReadout
 
 __all__ = [
+    "ClassAverage",
     "ClassMixture",
     "Club",
     "EffectiveInformation",
     "Fitting",
+    "FusedPooling",
+    "GatedPooling",
     "GaussianKernel",
     "Kernel",
     "LinearKernel",
     "Mine",
     "RateLoss",
+    "SlotAttention",
+    "SlotReadout",
     "add_variance",
+    "class_softmax",
     "coco",
     "conditional_entropy_bound",
     "conditional_mutual_information",
     "dfil",
     "distance_correlation",
     "effective_information",
+    "effective_sample_size",
     "estimate_mutual_information",
     "estimate_upper_bound",
     "fano_bound",
     "feature_utility",
+    "gated_scores",
     "gaussian_prior_information",
     "hsic",
     "jacobian_trace",
     "log_densities",
     "log_determinants",
+    "log_variance_penalty",
     "mixture_rate",
     "mmse_bound",
     "pearson_redundancy",
