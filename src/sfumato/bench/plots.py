@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
 from sfumato.audit import Card
@@ -140,7 +141,11 @@ def _frame(axes: Axes, x: str, y: str, *, log_y: bool) -> None:
     axes.tick_params(which="both", colors=MUTED, labelsize=10, length=3)
     axes.margins(0.06)
     if log_y:
+        # Errors span less than two decades: round numbers read better there than powers of ten.
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(NullLocator())
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(MUTED)
@@ -159,7 +164,7 @@ def _draw(axes: Axes, series: Series) -> None:
         linestyle="-" if series.added else (0, (4, 3)),
     )  # fmt: skip
     for dot in series.dots:
-        if dot.text:
+        if dot.text and series.added:  # the other of a pair has the same values in the same order
             text = axes.annotate(
                 dot.text, (dot.x.mean, dot.y.mean), xytext=(7, 7), textcoords="offset points", color=MUTED, fontsize=8
             )
