@@ -168,7 +168,7 @@ def aggregate(experiment: Experiment, jobs: Sequence[Job], cards: Mapping[str, C
                 tuple(seed for seed in expected if seed in mine),
                 tuple(seed for seed in expected if seed not in mine),
                 {key: spread(found) for key in _KEYS if (found := [v[key] for v in mine.values() if key in v])},
-                own,
+                dict(own),
                 base,
                 {key: change for key in _KEYS if (change := _change(mine, theirs, key, own, other)) is not None},
             )

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
-from sklearn.isotonic import IsotonicRegression
 
 from sfumato.bench.aggregate import Spread, spread
 from sfumato.errors import InputError
@@ -97,6 +95,8 @@ def monotone(curve: Curve) -> tuple[Floats, Floats]:
     A defense that is turned up loses accuracy and gains error, so whatever rises with accuracy is chance. Isotonic
     regression removes it by averaging neighbors; points of one accuracy are averaged first.
     """
+    from sklearn.isotonic import IsotonicRegression  # slow to import, and few commands need it
+
     fit = IsotonicRegression(increasing=False).fit(np.array(curve.accuracy), np.array(curve.mse))
     knots = np.unique(np.array(curve.accuracy))
     return knots, np.asarray(fit.predict(knots), dtype=np.float64)
@@ -147,6 +147,8 @@ def match_seeds(without: Mapping[int, Curve], with_it: Mapping[int, Curve]) -> M
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> Correlation:
     """Spearman's correlation; tied values share their mean rank."""
+    from scipy.stats import spearmanr  # slow to import, and few commands need it
+
     count = len(first)
     if count != len(second):
         raise InputError("correlation", (count, len(second)), "as many values of one as of the other")

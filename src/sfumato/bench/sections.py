@@ -97,10 +97,10 @@ def entropy(result: Result) -> Iterator[str]:
         yield f"{count} {plural(count, 'point')}: too few different ones for a rank correlation."
         return
     each = "" if found.by_seed is None else f" For each seed alone it is {_spread(found.by_seed, 3)}."
-    count = f"{found.all.count} of {len(result.cards)} models, those whose cards track it"
+    those = f"{found.all.count} of {len(result.cards)} models, those whose cards track it"
     yield filled(
         "Spearman’s rank correlation of relative conditional entropy and MSE is "
-        f"{fixed(found.all.rho, 3)} over {count} (p = {found.all.p_value:.2g}).{each} The entropy is minus "
+        f"{fixed(found.all.rho, 3)} over {those} (p = {found.all.p_value:.2g}).{each} The entropy is minus "
         f"`{result.experiment.theory}`, so it is known up to the entropy of the images, which no model changes."
     )
 
