@@ -194,10 +194,10 @@ def _state(result: Result) -> str:
     text = f"Size: {result.size}. {there} of {total} runs are there."
     if not result.missing:
         return text
-    gone: dict[str, list[str]] = {}
+    gone: dict[str, list[str]] = {job.label: [] for job in result.jobs}  # in the order of the table
     for job in result.missing:
-        gone.setdefault(job.label, []).append(str(job.seed))
-    each = [f"{escaped(label)} ({plural(len(s), 'seed')} {listing(s)})" for label, s in gone.items()]
+        gone[job.label].append(str(job.seed))
+    each = [f"{escaped(label)} ({plural(len(s), 'seed')} {listing(s)})" for label, s in gone.items() if s]
     return f"{text} **Missing: {listing(each)}.**"
 
 
