@@ -91,8 +91,8 @@ def test_a_row_that_cannot_be_set_up_is_told_before_anything_runs(tmp_path):
     assert "loud" in str(caught.value)
     assert "block9" in str(caught.value)
     assert not list(tmp_path.rglob("*"))
-    check_jobs(jobs[:1])
-    check_jobs([])
+    check_jobs(jobs[:1], runtime=runtime())
+    check_jobs([], runtime=runtime())
 
 
 @pytest.mark.slow
@@ -198,3 +198,31 @@ def test_experiments_are_listed(capsys):
 def test_bad_input_is_one_line_and_code_2(mine, capsys, flags, words):
     assert run(["bench", *flags]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_an_interrupted_command_writes_the_page_of_what_there_is(mine, capsys, monkeypatch):
+    def stopped(jobs, *, root, folder, runtime):
+        card(jobs[0], 0.5, 0.01).save(folder / f"{jobs[0].key}.json")
+        raise Interrupted("stopped in epoch 2 of 3")
+
+    monkeypatch.setattr("sfumato.cli.bench.run_jobs", stopped)
+    assert run(["bench", "trial.yaml"]) == 130
+    assert "To go on: sfumato bench trial.yaml" in capsys.readouterr().err
+    text = (mine / "sfumato-bench" / "digits-trial-small.md").read_text(encoding="utf-8")
+    assert "1 of 4 runs are there." in text
+
+
+def test_flags_reach_every_run(mine, monkeypatch):
+    seen = []
+
+    def remembered(jobs, *, root, folder, runtime):
+        seen.extend((job.settings, root, runtime.fabric.device.type, runtime.checkpoint_seconds) for job in jobs)
+        raise Interrupted("enough")
+
+    monkeypatch.setattr("sfumato.cli.bench.run_jobs", remembered)
+    flags = ["--data.path", "copy", "--device", "cpu", "--precision", "64-true", "--runs", "there"]
+    assert run(["bench", "trial.yaml", *flags, "--seeds", "3", "4", "--checkpoint-seconds", "5"]) == 130
+    assert [settings.seed for settings, *_ in seen] == [3, 3, 4, 4]
+    for settings, root, device, seconds in seen:
+        assert (settings.data.path, settings.device, settings.precision) == ("copy", "cpu", "64-true")
+        assert (str(root), device, seconds) == ("there", "cpu", 5.0)

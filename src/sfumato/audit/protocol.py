@@ -75,15 +75,6 @@ def train_all(settings: Settings, *, root: Path, runtime: Runtime) -> list[Run]:
     ]
 
 
-def check(settings: Settings) -> None:
-    """Find out, without training anything, whether an audit could run: load the images and set up every defense.
-
-    Raises:
-        InputError: Settings that do not fit the data, the network or each other.
-    """
-    _open(settings)
-
-
 def _open(settings: Settings) -> tuple[dict[str, Defense], Splits]:
     defenses = settings.resolved_defenses()
     splits = load_data(settings.data, settings.seed)
@@ -388,3 +379,12 @@ def _device_name(device: torch.device) -> str:
 
 def _first(images: ImageSet, most: int) -> ImageSet:
     return images.select(torch.arange(min(most, len(images))))
+
+
+def check(settings: Settings, *, runtime: Runtime) -> None:
+    """Find out, without training anything, whether an audit could run: load the images and set up every defense.
+
+    Raises:
+        InputError: Settings that do not fit the data, the network or each other.
+    """
+    _open(settings)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -173,7 +172,7 @@ def load_settings(layers: list[Mapping[str, Any]]) -> Settings:
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
-        errors += with_suggestions(from_pydantic(error), Settings)
+        errors += _with_suggestions(from_pydantic(error))
     if settings is not None:
         for resolve in (settings.resolved_defenses, settings.resolved_attacks):
             try:
@@ -240,31 +239,19 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def with_suggestions(errors: list[InputError], root: type[BaseModel]) -> list[InputError]:
-    """An unknown field gets the names of its section of ``root``, the nearest first."""
+def _with_suggestions(errors: list[InputError]) -> list[InputError]:
+    """An unknown field gets the names of its section, the nearest first."""
     improved = []
     for error in errors:
         *path, name = error.field.split(".")
-        section = _section(root, path)
+        section: type[BaseModel] | None = Settings
+        for step in path:
+            hint = section.model_fields[step].annotation if section and step in section.model_fields else None
+            section = hint if isinstance(hint, type) and issubclass(hint, BaseModel) else None
         if section is not None and name not in section.model_fields:
             error = InputError(error.field, error.value, one_of(section.model_fields, name))
         improved.append(error)
     return improved
-
-
-def _section(root: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
-    """The model that a path of fields, keys and positions leads to."""
-    kind: Any = root
-    for step in path:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            kind = kind.model_fields[step].annotation if step in kind.model_fields else None
-        elif get_origin(kind) is dict:
-            kind = get_args(kind)[1]
-        else:
-            kind = next(iter(get_args(kind)), None)  # of a tuple of any length
-        if get_origin(kind) in (Union, UnionType):
-            kind = next((member for member in get_args(kind) if member is not NoneType), None)
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _raise(errors: list[InputError]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sfumato.arguments import from_pydantic
-from sfumato.audit.settings import DataSettings, Evaluation, ModelSettings, read_yaml, with_suggestions
+from sfumato.audit.settings import DataSettings, Evaluation, ModelSettings, read_yaml
 from sfumato.bench.published import PaperName, figures
 from sfumato.errors import InputError, one_of, raise_all
 from sfumato.training import Training
@@ -178,7 +179,7 @@ def parse_experiment(content: Mapping[str, Any]) -> Experiment:
     try:
         return Experiment.model_validate(content)
     except ValidationError as error:
-        found = with_suggestions(from_pydantic(error), Experiment)
+        found = [_with_suggestion(one) for one in from_pydantic(error)]
     raise_all(found)
     raise AssertionError("a validation error holds at least one error")
 
@@ -186,3 +187,27 @@ def parse_experiment(content: Mapping[str, Any]) -> Experiment:
 def _packaged(name: str) -> Experiment:
     with resources.as_file(resources.files("sfumato.bench") / "experiments" / f"{name}.yaml") as path:
         return parse_experiment(read_yaml(path))
+
+
+def _with_suggestion(error: InputError) -> InputError:
+    """An unknown field gets the names of its section, the nearest first."""
+    *path, name = error.field.split(".")
+    section: Any = Experiment
+    for step in path:
+        section = _inside(section, step)
+    if isinstance(section, type) and issubclass(section, BaseModel) and name not in section.model_fields:
+        return InputError(error.field, error.value, one_of(section.model_fields, name))
+    return error
+
+
+def _inside(kind: Any, step: str) -> Any:
+    """The type of a model's field, of a mapping's values or of a tuple's items; ``None`` where there is no such."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        kind = kind.model_fields[step].annotation if step in kind.model_fields else None
+    else:
+        # (key, value) of a mapping, (item, ...) of a tuple.
+        arguments = get_args(kind)
+        kind = arguments[1 if get_origin(kind) is dict else 0] if arguments else None
+    if get_origin(kind) in (Union, UnionType):
+        return next(member for member in get_args(kind) if member is not NoneType)
+    return kind

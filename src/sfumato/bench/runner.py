@@ -13,7 +13,6 @@ from sfumato.bench.experiment import Experiment, SizeName
 from sfumato.errors import CorruptFileError, InputError, raise_all, together
 from sfumato.storage import hash_of
 from sfumato.training import Runtime
-from sfumato.training.progress import Progress
 
 
 def cards_folder(root: Path, experiment: Experiment, size: SizeName) -> Path:
@@ -35,7 +34,7 @@ def read_cards(jobs: Sequence[Job], folder: Path) -> dict[str, Card]:
     return found
 
 
-def check_jobs(jobs: Sequence[Job]) -> None:
+def check_jobs(jobs: Sequence[Job], *, runtime: Runtime) -> None:
     """Find out before the first hour of training that the last row cannot be set up.
 
     Loads the images once for each data set, and sets up every defense with the first seed.
@@ -52,7 +51,7 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     for members in groups.values():
         defenses = tuple(defense for settings in members for defense in settings.defenses)
         try:
-            check(members[0].model_copy(update={"defenses": defenses}))
+            check(members[0].model_copy(update={"defenses": defenses}), runtime=runtime)
         except InputError as error:
             errors += together(error)
     raise_all(once(errors))
@@ -74,11 +73,11 @@ def run_jobs(jobs: Sequence[Job], *, root: Path, folder: Path, runtime: Runtime)
         InputError: Settings that do not fit the data, the network or each other, before anything is trained.
         Interrupted: Asked to stop; the same call goes on where it stopped.
     """
-    check_jobs(jobs)
+    check_jobs(jobs, runtime=runtime)
     done = read_cards(jobs, folder)
     for position, job in enumerate(jobs):
         left = seconds_left(jobs[position:], done, jobs)
-        counted = _Counted(runtime.progress, f"{position + 1} of {len(jobs)}{_in_words(left)}")
+        counted = _Counted(runtime, f"{position + 1} of {len(jobs)}{_in_words(left)}")
         (card,) = audit(job.settings, root=root, runtime=replace(runtime, progress=counted))
         card.save(folder / f"{job.key}.json")
         done[job.key] = card
@@ -128,9 +127,9 @@ def _in_words(left: float | None) -> str:
 class _Counted:
     """Progress under a run's number and the time that all of them will take."""
 
-    def __init__(self, inner: Progress, prefix: str) -> None:
-        self._inner, self._prefix = inner, prefix
-        self.advance, self.note, self.finish = inner.advance, inner.note, inner.finish
+    def __init__(self, runtime: Runtime, prefix: str) -> None:
+        self._inner, self._prefix = runtime.progress, prefix
+        self.advance, self.note, self.finish = self._inner.advance, self._inner.note, self._inner.finish
 
     def start(self, title: str, total: int, done: int = 0) -> None:
         self._inner.start(f"{self._prefix}: {title}", total, done)
