@@ -1,7 +1,7 @@
 """What an audit does and writes down: the settings, the protocol, the card, and what to distrust."""
 
 from sfumato.audit.card import Card
-from sfumato.audit.protocol import attack_run, audit, train_all
+from sfumato.audit.protocol import attack_run, audit, check, train_all
 from sfumato.audit.runs import Run, train_run
 from sfumato.audit.settings import PRESETS, Settings, load_settings, preset, read_yaml
 
@@ -12,6 +12,7 @@ __all__ = [
     "Settings",
     "attack_run",
     "audit",
+    "check",
     "load_settings",
     "preset",
     "read_yaml",
