@@ -11,17 +11,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sfumato.arguments import call
-from sfumato.defenses.base import BoundDefense, Change, Context, Defense, Epoch, Player
+from sfumato.defenses.adversary import Adversary
+from sfumato.defenses.base import BoundDefense, Change, Context, Defense, Epoch, Player, clean_features
 from sfumato.defenses.bottleneck import Bottleneck
 from sfumato.defenses.cem import CEM
 from sfumato.defenses.chain import chain
+from sfumato.defenses.deeper_edge import DeeperEdge
 from sfumato.defenses.distance_correlation import DistanceCorrelation
 from sfumato.defenses.dropout import Dropout
+from sfumato.defenses.lipschitz import Lipschitz
 from sfumato.defenses.noise import Noise
-from sfumato.defenses.recipes import RECIPES, Recipe
+from sfumato.defenses.prune import Prune
+from sfumato.defenses.recipes import RECIPES, SURROGATES, Recipe, Surrogate
 from sfumato.errors import InputError, one_of, raise_all, together
 
-PARTS: dict[str, type[Defense]] = {part.name: part for part in (Bottleneck, Noise, Dropout, DistanceCorrelation, CEM)}
+PARTS: dict[str, type[Defense]] = {
+    part.name: part
+    for part in (
+        *(Bottleneck, Noise, Dropout, DistanceCorrelation, CEM),
+        *(Adversary, DeeperEdge, Prune, Lipschitz),
+    )
+}
 
 Spec = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 
@@ -69,17 +79,24 @@ __all__ = [
     "CEM",
     "PARTS",
     "RECIPES",
+    "SURROGATES",
+    "Adversary",
     "Bottleneck",
     "BoundDefense",
     "Change",
     "Context",
+    "DeeperEdge",
     "Defense",
     "DistanceCorrelation",
     "Dropout",
     "Epoch",
+    "Lipschitz",
     "Noise",
     "Player",
+    "Prune",
     "Recipe",
+    "Surrogate",
     "build",
     "chain",
+    "clean_features",
 ]
