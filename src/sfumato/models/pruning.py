@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -57,7 +58,7 @@ def groups(module: nn.Module) -> list[Group]:
     found = []
     for run in runs:
         places = [i for i, (_, layer) in enumerate(run) if isinstance(layer, nn.Conv2d)]
-        for start, end in zip(places, places[1:]):
+        for start, end in pairwise(places):
             producer, layer = run[start]
             assert isinstance(layer, nn.Conv2d)
             norms = tuple(name for name, between in run[start:end] if isinstance(between, nn.BatchNorm2d))
