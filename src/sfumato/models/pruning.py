@@ -129,14 +129,24 @@ def reshape(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         KeyError: They are of another network.
     """
-    changed: dict[nn.Module, nn.Module] = {}
+    axes: dict[str, set[int]] = {}
     for group in groups(module):
-        for name in (group.producer, *group.norms, group.consumer):
-            layer = module.get_submodule(name)
-            own = layer.state_dict()
-            saved = {kind: weights[f"{name}.{kind}"].to(tensor) for kind, tensor in own.items()}
-            if any(saved[kind].shape != tensor.shape for kind, tensor in own.items()):
-                changed[layer] = _with(layer, saved)
+        ends = [(name, 0) for name in (group.producer, *group.norms)] + [(group.consumer, 1)]
+        for name, axis in ends:
+            axes.setdefault(name, set()).add(axis)
+        if len({weights[f"{name}.weight"].shape[axis] for name, axis in ends}) > 1:
+            raise KeyError(group.producer)
+    changed: dict[nn.Module, nn.Module] = {}
+    for name, free in axes.items():
+        layer = module.get_submodule(name)
+        own = layer.state_dict()
+        saved = {kind: weights[f"{name}.{kind}"].to(tensor) for kind, tensor in own.items()}
+        shapes = zip(own["weight"].shape, saved["weight"].shape, strict=True)
+        differing = {axis for axis, (here, there) in enumerate(shapes) if here != there}
+        if not differing <= free:
+            raise KeyError(name)
+        if differing:
+            changed[layer] = _with(layer, saved)
     return _replaced(module, changed) if changed else module
 
 
