@@ -52,9 +52,7 @@ def groups(module: nn.Module) -> list[Group]:
     _collect(module, "", runs)
     used = [layer for run in runs for _, layer in run if isinstance(layer, nn.Conv2d)]
     if len(set(used)) < len(used):
-        raise InputError(
-            "pruning (a layer of the edge)", "a convolution that is used twice", "one of its own each time"
-        )
+        raise InputError("pruning (a layer of the edge)", "a convolution used twice", "convolutions used once each")
     found = []
     for run in runs:
         places = [i for i, (_, layer) in enumerate(run) if isinstance(layer, nn.Conv2d)]
@@ -134,16 +132,16 @@ def reshape(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
         ends = [(name, 0) for name in (group.producer, *group.norms)] + [(group.consumer, 1)]
         for name, axis in ends:
             axes.setdefault(name, set()).add(axis)
-        if len({weights[f"{name}.weight"].shape[axis] for name, axis in ends}) > 1:
+        if len({weights[f"{name}.weight"].shape[axis:][:1] for name, axis in ends}) > 1:
             raise KeyError(group.producer)
     changed: dict[nn.Module, nn.Module] = {}
     for name, free in axes.items():
         layer = module.get_submodule(name)
         own = layer.state_dict()
         saved = {kind: weights[f"{name}.{kind}"].to(tensor) for kind, tensor in own.items()}
-        shapes = zip(own["weight"].shape, saved["weight"].shape, strict=True)
-        differing = {axis for axis, (here, there) in enumerate(shapes) if here != there}
-        if not differing <= free:
+        here, there = own["weight"].shape, saved["weight"].shape
+        differing = {axis for axis, (a, b) in enumerate(zip(here, there)) if a != b}
+        if len(here) != len(there) or not differing <= free:
             raise KeyError(name)
         if differing:
             changed[layer] = _with(layer, saved)
