@@ -198,7 +198,7 @@ def steps_taken(job: SplitJob) -> int:
 
 
 @pytest.mark.parametrize(
-    ("every", "steps", "pretrain", "taken"), [(1, 1, 0, 8), (3, 2, 0, 4), (1, 1, 2, 16), (9, 1, 3, 12)]
+    ("every", "steps", "ahead", "taken"), [(1, 1, 0, 8), (3, 2, 0, 4), (1, 1, 2, 16), (9, 1, 3, 12)]
 )
 def test_cadence(every: int, steps: int, ahead: int, taken: int) -> None:
     """Eight steps of the model, four in an epoch of 40 images."""
