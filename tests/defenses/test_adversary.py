@@ -12,7 +12,18 @@ from torch.nn import functional as F
 
 from sfumato import metrics
 from sfumato.data import ImageSet
-from sfumato.defenses import Adversary, Bottleneck, BoundDefense, Context, Dropout, Noise, chain
+from sfumato.defenses import (
+    Adversary,
+    Bottleneck,
+    BoundDefense,
+    Context,
+    DeeperEdge,
+    Dropout,
+    Lipschitz,
+    Noise,
+    Prune,
+    chain,
+)
 from sfumato.defenses.adversary import similarity
 from sfumato.errors import InputError, Interrupted
 from sfumato.models import SplitModel, build, set_generator, split
@@ -273,3 +284,19 @@ class TestAhead:
         before = job._generator.get_state()
         job.epoch_start(0)
         assert torch.equal(job._generator.get_state(), before)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_other_precisions(precision: str) -> None:
+    """All parts of PATROL, pruned on the way, under another number format than single precision."""
+    parts = (DeeperEdge(1), Bottleneck(3), Prune(0.5), Lipschitz(), small(threshold=-1.0, pretrain_epochs=1))
+    for extra in ((), (small(objective="mse"),)):
+        bound, model = bound_to(*parts, *extra)
+        training = Training(epochs=2, batch_size=20, lr=0.01, schedule="constant", augment="none")
+        runtime = Runtime(fabric=make_fabric("cpu", precision=precision))
+        job = SplitJob(model, bound, training, images(), images(12, 3), seed=1, runtime=runtime)
+        result = fit(job, images(), Plan(2, 20, 1, None), runtime)
+        assert not result.diverged
+        assert result.history[-1]["lipschitz"] > 0
+        assert job.state_dict()["changed"] == [1]
+        assert next(job.split.parameters()).dtype == (torch.float64 if precision == "64-true" else torch.float32)

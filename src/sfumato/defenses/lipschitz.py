@@ -57,7 +57,8 @@ def largest_quotients(x: Tensor, z: Tensor) -> Tensor:
     Returns:
         (N,).
     """
-    x, z = x.flatten(1), z.flatten(1)
+    # Distances are differences of close numbers: in single precision at least.
+    x, z = (a.flatten(1).to(torch.promote_types(a.dtype, torch.float32)) for a in (x, z))
     with torch.no_grad():
         # The matrix-product shortcut cancels for close rows, and would turn copies into neighbors.
         between, apart = (torch.cdist(a, a, compute_mode="donot_use_mm_for_euclid_dist") for a in (x, z))
