@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.audit import audit, load_settings, reopen, train_run
+from sfumato.audit import attack_run, audit, load_settings, reopen, train_run
 from sfumato.audit.runs import MODEL, address, checksum_of, edge_weights, load_data, prepare
 from sfumato.cli import run
 from sfumato.data import ImageSet, Splits
 from sfumato.errors import CorruptFileError, InputError
-from sfumato.storage import load_state
+from sfumato.report.provenance import facts
+from sfumato.storage import load_state, state_digest
 from sfumato.training import Runtime, make_fabric
 
 RES_SFL = {
@@ -107,6 +108,18 @@ def test_the_address_has_the_weights_and_not_the_path(transferred, tmp_path, run
     assert at(str(moved)) == at(str(source.folder))
     assert at(None) != at(str(source.folder))
     assert set(edge_weights(moved)) == {name for name in load_state(moved / MODEL)["split"] if name.startswith("edge.")}
+
+
+def test_the_card_and_the_page_say_where_the_edge_began(transferred, runtime):
+    source, settings, splits, root = transferred
+    tuned = train_run(settings, "tuned", source.defense, splits, root=root, runtime=runtime)
+    cards = [
+        attack_run(made, made.settings, images, runtime=runtime)
+        for made, images in ((source, only(load_data(settings.data, settings.seed), range(6))), (tuned, splits))
+    ]
+    digest = state_digest("", edge_weights(source.folder))
+    assert [card.model.edge_from for card in cards] == [None, digest]
+    assert [any(digest in fact.value for fact in facts(card)) for card in cards] == [False, True]
 
 
 def test_other_weights_have_another_address(transferred, runtime):

@@ -130,20 +130,23 @@ def undefended(settings: Settings, splits: Splits, generator: torch.Generator) -
     return models.split(backbone, cut, image_shape=shape, normalization=constants)
 
 
+def edge_digest(settings: Settings) -> str | None:
+    """SHA-256 of the weights that the edge starts from, ``None`` where it is drawn."""
+    folder = settings.model.edge_from
+    return state_digest("", edge_weights(folder)) if folder is not None else None
+
+
 def address(settings: Settings, defense: Defense, checksum: str, runtime: Runtime) -> str:
     """Hash of all that determines a trained model: pixels, network, recipe, defense, seed, device and precision.
 
     The weights that an edge starts from count, and not where they are kept.
     """
-    model = settings.model.model_dump()
-    if settings.model.edge_from is not None:
-        model["edge_from"] = state_digest("", edge_weights(settings.model.edge_from))
     return hash_of(
         {
             "sfumato": sfumato.__version__,
             "data": checksum,
             "normalization": data.normalization(settings.data.source),
-            "model": model,
+            "model": settings.model.model_dump() | {"edge_from": edge_digest(settings)},
             "training": settings.training.model_dump(),
             "defense": defense.describe(),
             "seed": settings.seed,
