@@ -94,10 +94,10 @@ def test_what_is_left_computes_what_the_whole_did_without_the_rest(name: str, st
 
 
 @given(seed=st.integers(0, 99), share=st.floats(0.02, 1.2), name=st.sampled_from(["vgg11", "resnet20", "cnn"]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_choice_is_the_slow_twins(seed: int, share: float, name: str) -> None:
     """Channel by channel from the least important, each time counting what would really be left."""
-    module = edge(name, 2, width=0.06 if name != "resnet20" else 0.3)
+    module = edge(name, 4 if name == "vgg11" else 3, width=0.05 if name != "resnet20" else 0.3)
     importance, target = scores(module, seed), round(share * size(module))
     kept = {group.producer: list(range(group.channels)) for group in pruning.groups(module)}
     ranked = sorted((float(s), name, i) for name, values in importance.items() for i, s in enumerate(values))
