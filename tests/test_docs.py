@@ -18,6 +18,7 @@ from sfumato.arguments import signature_of
 from sfumato.audit import PRESETS, card, load_settings, preset
 from sfumato.bench import check_experiment, parse_experiment
 from sfumato.cli import app
+from sfumato.defenses.recipes import PAIRED
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -139,9 +140,11 @@ def test_presets_are_valid_and_documented(name):
     assert f"`{name}`" in (DOCS / "command-line.md").read_text(encoding="utf-8")
 
 
+# A method with a surrogate is documented by the rows of the two.
+PAIRS = {f"{base}_{kind}" for base in PAIRED for kind in defenses.SURROGATES}
 REGISTERED = [
     *(("defenses.md", name, part) for name, part in defenses.PARTS.items()),
-    *(("defenses.md", name, recipe.build) for name, recipe in defenses.RECIPES.items()),
+    *(("defenses.md", name, recipe.build) for name, recipe in defenses.RECIPES.items() if name not in PAIRS),
     *(("attacks.md", name, attack) for name, attack in attacks.ATTACKS.items()),
     *(("models.md", name, None) for name in models.BACKBONES),
     *(("data.md", name, None) for name in data.PRESETS),

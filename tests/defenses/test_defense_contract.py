@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.defenses import PARTS, RECIPES, BoundDefense, Context, Defense, Epoch, build, chain
+from sfumato.defenses import PARTS, RECIPES, BoundDefense, Context, Defense, Epoch, build, chain, clean_features
 from sfumato.defenses import bottleneck as bottleneck_file
 from sfumato.errors import InputError
 from sfumato.models import SplitModel, set_generator, split
@@ -44,6 +45,7 @@ class Row:
     losses: tuple[str, ...] = ()
     state: bool = False
     refuses: str = ""
+    changes: bool = False  # the architecture, in the last of three epochs
 
 
 NAN, INF = float("nan"), float("inf")
@@ -118,8 +120,49 @@ for _name, _own, _bad in (
     )
 # The rates of features that no epoch has shaped yet: no pressure in the first.
 FROM_THE_SECOND_EPOCH = ("cem", "gated_attention", "slot_attention", "fused_attention")
-_SIGMA, _P, _CEM, _ALPHA = {"sigma": 0.2}, {"p": 0.5}, {"weight": 3.0}, {"alpha": 2.0}
+PART_ROWS |= {
+    "adversary": Row(
+        {
+            "alpha": 2.0,
+            "objective": "mse",
+            "threshold": 0.1,
+            "depth": 1,
+            "width": 5,
+            "lr": 0.01,
+            "every": 2,
+            "steps": 3,
+            "pretrain_epochs": 1,
+        },
+        {
+            "alpha": (-1, NAN, INF),
+            "objective": ("psnr", None),
+            "threshold": (1, -1.1, NAN),
+            "depth": (-1, 1.5),
+            "width": (0, -2),
+            "lr": (0, -1, NAN, INF),
+            "every": (0, 0.5),
+            "steps": (0, -1),
+            "pretrain_epochs": (-1, 1.5),
+        },
+        before=(FEW,),
+        losses=("adversary",),
+        state=True,
+    ),
+    "deeper_edge": Row({"layers": 1}, {"layers": (0, -1, 1.5, "many")}),
+    "prune": Row(
+        {"at": 0.6, "keep": 0.5},
+        {"at": (-0.1, 1, NAN, "late"), "keep": (0, 1, -1.0, NAN, "half")},
+        before=(FEW,),
+        changes=True,
+    ),
+    "lipschitz": Row({"beta": 2.0}, {"beta": (-1, NAN, INF)}, losses=("lipschitz",)),
+}
+_SIGMA, _P, _ALPHA = {"sigma": 0.2}, {"p": 0.5}, {"alpha": 2.0}
+_LEARNED = {"weight": 3.0, "schedule": "constant", "threshold": 0.0625}
+_CEM = _LEARNED | {"components": 2, "variant": "diagonal"}
 _C = {"channels": CHANNELS}
+_PATROL = _ALPHA | {"beta": 0.5, "layers": 1, "at": 0.6} | _C
+_BAD_PATROL = {"alpha": (NAN,), "beta": (-1,), "layers": (0,), "at": (1,)}
 _BAD_SIGMA, _BAD_CHANNELS = {"sigma": (-1, NAN)}, {"channels": (0,)}
 RECIPE_ROWS = {
     "none": Row({}),
@@ -129,7 +172,10 @@ RECIPE_ROWS = {
     "dropout": Row(_P | _C, {"p": (1,)} | _BAD_CHANNELS),
     "dist_corr": Row(_ALPHA | _C, {"alpha": (-1,)} | _BAD_CHANNELS, losses=("distance_correlation",)),
     "noise_nopeek": Row(_ALPHA | _SIGMA | _C, {"alpha": (-1,)} | _BAD_SIGMA, losses=("distance_correlation",)),
-    "cem": Row(_CEM | _SIGMA | _C, {"weight": (-1,)} | _BAD_SIGMA, losses=("cem",), state=True),
+    "noise_arl": Row(_ALPHA | _SIGMA | _C, {"alpha": (-1,)} | _BAD_SIGMA, losses=("adversary",), state=True),
+    "res_sfl": Row(_ALPHA | _C, {"alpha": (-1,)} | _BAD_CHANNELS, losses=("adversary",), state=True),
+    "patrol": Row(_PATROL, _BAD_PATROL, losses=("lipschitz", "adversary"), state=True, changes=True),
+    "cem": Row(_CEM | _SIGMA | _C, {"weight": (-1,), "components": (0,)} | _BAD_SIGMA, losses=("cem",), state=True),
     "dropout_cem": Row(_CEM | _P | _SIGMA | _C, {"p": (1,)} | _BAD_SIGMA, losses=("cem",), state=True),
     "dist_corr_cem": Row(
         _CEM | _ALPHA | _SIGMA | _C, {"alpha": (NAN,)}, losses=("distance_correlation", "cem"), state=True
@@ -137,7 +183,32 @@ RECIPE_ROWS = {
     "noise_nopeek_cem": Row(
         _CEM | _ALPHA | _SIGMA | _C, {"weight": (NAN,)}, losses=("distance_correlation", "cem"), state=True
     ),
+    "noise_arl_cem": Row(
+        _CEM | _ALPHA | _SIGMA | _C, {"schedule": ("linear",)}, losses=("adversary", "cem"), state=True
+    ),
+    "res_sfl_cem": Row(_CEM | _ALPHA | _SIGMA | _C, {"threshold": (0,)}, losses=("adversary", "cem"), state=True),
+    "patrol_cem": Row(
+        _CEM | _SIGMA | _PATROL,
+        _BAD_SIGMA | _BAD_PATROL,
+        losses=("lipschitz", "adversary", "cem"),
+        state=True,
+        changes=True,
+    ),
 }
+# What a method does with CEM it does with the learned surrogates.
+for _name in [name for name in RECIPE_ROWS if name == "cem" or name.endswith("_cem")]:
+    for _kind, _part, _own in (
+        ("gated", "gated_attention", _LEARNED),
+        ("slot", "slot_attention", _LEARNED | {"slots": 2}),
+        ("fused", "fused_attention", _LEARNED | {"slots": 2}),
+    ):
+        _row = RECIPE_ROWS[_name]
+        RECIPE_ROWS[_name.removesuffix("cem") + _kind] = replace(
+            _row,
+            others={key: value for key, value in _row.others.items() if key not in _CEM} | _own,
+            bad={key: value for key, value in _row.bad.items() if key in _own or key not in _CEM},
+            losses=tuple(_part if loss == "cem" else loss for loss in _row.losses),
+        )
 TABLE = {("part", name): row for name, row in PART_ROWS.items()} | {
     ("recipe", name): row for name, row in RECIPE_ROWS.items()
 }
@@ -168,16 +239,19 @@ def images(n: int = 24, seed: int = 9) -> tuple[Tensor, Tensor]:
     return torch.rand(n, *SHAPE, generator=seeded(seed)), torch.arange(n) % CLASSES
 
 
-def start_epoch(bound: BoundDefense, model: SplitModel, index: int) -> None:
+def start_epoch(bound: BoundDefense, model: SplitModel, index: int) -> SplitModel:
+    """The model as the start of an epoch leaves it, which is another one where a defense changes it."""
     x, y = images(40, seed=3)
 
-    def features() -> Any:
-        model.eval()
-        with torch.no_grad():
-            yield from zip(model.edge(x).split(16), y.split(16))
+    def batches() -> Any:
+        return zip(x.split(16), y.split(16))
 
-    bound.epoch_start(Epoch(index, 3, features, seeded(4)))
-    model.train()
+    epoch = Epoch(index, 3, partial(clean_features, model, batches), seeded(4), batches, model)
+    change = bound.epoch_start(epoch)
+    if change is None:
+        return model.train()
+    set_generator(change.split, seeded(6))
+    return change.split.train()
 
 
 def step_losses(bound: BoundDefense, model: SplitModel, epoch: int = 1, lr: float = 1e-3) -> dict[str, Tensor]:
@@ -223,7 +297,8 @@ def test_arguments_of_a_recipe_reach_its_parts(name: str) -> None:
 
 
 def test_recipes_are_the_published_chains() -> None:
-    parts = {name: [part["part"] for part in build(name).describe()] for name in RECIPES}
+    learned = tuple(name for name in RECIPES if name.endswith(("gated", "slot", "fused")))  # see test_recipes.py
+    parts = {name: [part["part"] for part in build(name).describe()] for name in RECIPES if name not in learned}
     assert parts == {
         "none": [],
         "bottleneck": ["bottleneck"],
@@ -232,6 +307,12 @@ def test_recipes_are_the_published_chains() -> None:
         "dropout": ["bottleneck", "dropout"],
         "dist_corr": ["bottleneck", "distance_correlation"],
         "noise_nopeek": ["bottleneck", "noise", "distance_correlation"],
+        "noise_arl": ["bottleneck", "noise", "adversary"],
+        "res_sfl": ["bottleneck", "adversary"],
+        "patrol": ["deeper_edge", "bottleneck", "prune", "lipschitz", "adversary"],
+        "noise_arl_cem": ["bottleneck", "noise", "adversary", "cem"],
+        "res_sfl_cem": ["bottleneck", "adversary", "noise", "cem"],
+        "patrol_cem": ["deeper_edge", "bottleneck", "prune", "lipschitz", "adversary", "noise", "cem"],
         "cem": ["bottleneck", "noise", "cem"],
         "dropout_cem": ["bottleneck", "dropout", "noise", "cem"],
         "dist_corr_cem": ["bottleneck", "distance_correlation", "noise", "cem"],
@@ -247,6 +328,12 @@ def test_recipes_are_the_published_chains() -> None:
         "variant": "reference", "per_class": True, "shrinkage": 0.1, "per_dimension": True,
     }  # fmt: skip
     assert build("dropout").describe()[1]["p"] == 0.2
+    for recipe in ("noise_arl", "res_sfl", "patrol"):
+        adversary = build(recipe).describe()[-1]
+        assert adversary == {
+            "part": "adversary", "alpha": 0.3, "objective": "ssim", "threshold": 0.5, "depth": 4, "width": 64,
+            "lr": 1e-3, "every": 1, "steps": 1, "pretrain_epochs": 0,
+        }  # fmt: skip
 
 
 @every
@@ -305,7 +392,8 @@ def test_players_and_hooks_have_their_form(kind: str, name: str) -> None:
 def test_step_gives_finite_gradients_and_named_losses(kind: str, name: str) -> None:
     bound, model = bound_to(defense_of(kind, name))
     for epoch in (0, 1, 2):
-        start_epoch(bound, model, epoch)
+        before, model = model, start_epoch(bound, model, epoch)
+        assert (model is not before) == (TABLE[kind, name].changes and epoch == 2)
         losses = step_losses(bound, model, epoch)
         expected = tuple(loss for loss in TABLE[kind, name].losses if loss not in FROM_THE_SECOND_EPOCH or epoch > 0)
         assert tuple(losses)[1:] == expected
@@ -323,17 +411,22 @@ def test_step_gives_finite_gradients_and_named_losses(kind: str, name: str) -> N
 @every
 def test_losses_carry_their_weights(kind: str, name: str) -> None:
     """Each loss is proportional to its weight, and at weight 0 there is no pressure."""
-    weights = {"distance_correlation": "alpha"} | dict.fromkeys(FROM_THE_SECOND_EPOCH, "weight")
+    weights = {"distance_correlation": "alpha", "adversary": "alpha", "lipschitz": "beta"}
+    weights |= dict.fromkeys(FROM_THE_SECOND_EPOCH, "weight")
     row = TABLE[kind, name]
     for loss in row.losses:
         values = []
         for weight in (0.0, 1.0, 4.0):
-            own = {kind: name, **row.others, weights[loss]: weight}
-            bound, model = bound_to(chain(*(build(part) for part in row.before), build(own)))
+            parts = defense_of(kind, name).describe()
+            (own,) = (part for part in parts if part["part"] == loss)
+            own[weights[loss]] = weight
+            if loss == "adversary":
+                own["objective"] = "mse"  # a decoder that has learned nothing is below the threshold of SSIM
+            bound, model = bound_to(build(parts))
             start_epoch(bound, model, 1)
             values.append(float(step_losses(bound, model)[loss].detach()))
         assert values[0] == 0
-        assert values[1] > 0
+        assert values[1] != 0
         assert values[2] == pytest.approx(4 * values[1], rel=1e-5)
 
 
@@ -374,7 +467,7 @@ def test_only_the_generator_decides(kind: str, name: str) -> None:
     torch.manual_seed(123)
     for a, b in zip(first, outcome(1)):
         assert all(torch.equal(p, q) for p, q in zip(a, b))
-    draws = any(part.name in ("bottleneck", "noise", "dropout") for part in defense.parts())
+    draws = any(part.name in ("bottleneck", "noise", "dropout", "deeper_edge") for part in defense.parts())
     assert torch.equal(first[1], outcome(2)[1]) != draws
 
 
@@ -430,8 +523,10 @@ PAIRS = [(a, b) for a in PARTS for b in PARTS]
 def test_every_ordered_pair_behind_a_bottleneck_trains_a_step(a: str, b: str) -> None:
     noise = {"part": "noise", "sigma": 0.1}
     parts = [{"part": part, **PART_ROWS[part].others} for part in (a, b)]
-    bound, model = bound_to(build([FEW, noise, *parts]))
-    start_epoch(bound, model, 1)
+    # More layers behind a bottleneck would undo its bound, and are refused there.
+    first = [part for part in parts if part["part"] == "deeper_edge"]
+    bound, model = bound_to(build([*first, FEW, noise, *(part for part in parts if part not in first)]))
+    model = start_epoch(bound, start_epoch(bound, model, 1), 2)
     losses = step_losses(bound, model)
     assert len(losses) == 1 + len(PART_ROWS[a].losses) + len(PART_ROWS[b].losses)
     sum(losses.values()).backward()

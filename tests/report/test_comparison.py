@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sfumato.errors import InputError
-from sfumato.report.comparison import by_data, entries, is_undefended, per_image_ssim, strongest_attack
+from sfumato.report.comparison import by_data, entries, is_undefended, per_image_ssim, seeds, strongest_attack
 
 NOISE = [("bottleneck", {}), ("noise", {})]
 
@@ -16,7 +16,14 @@ def test_the_undefended_come_first_and_none_comes_twice(card):
 
 
 @pytest.mark.parametrize(
-    ("parts", "undefended"), [([("bottleneck", {})], True), (NOISE, False), ([("cem", {})], False)]
+    ("parts", "undefended"),
+    [
+        ([("bottleneck", {})], True),
+        ([("bottleneck", {}), ("prune", {})], True),
+        ([("bottleneck", {}), ("adversary", {})], False),
+        (NOISE, False),
+        ([("cem", {})], False),
+    ],
 )
 def test_a_bottleneck_alone_defends_nothing(card, parts, undefended):
     assert is_undefended(card("x", parts)) is undefended
@@ -50,6 +57,15 @@ def test_each_image_counts_with_its_best_attack(card, attack):
 def test_other_data_stand_apart(card):
     groups = by_data(entries([card("A"), card("B", checksum="b" * 64), card("C")]))
     assert [[entry.name for entry in group] for group in groups] == [["A", "C"], ["B"]]
+
+
+def test_an_edge_that_began_elsewhere_is_no_other_seed_of_the_same(card):
+    here, seed = card("A", NOISE), card("A", NOISE, seed=1)
+    moved = seed.model_copy(update={"model": seed.model.model_copy(update={"edge_from": "e" * 64})})
+    twins = entries([here, seed])
+    assert seeds(twins, twins[0]) == {0, 1}
+    members = entries([here, moved])
+    assert seeds(members, members[0]) == {0}
 
 
 def test_no_card_is_refused():

@@ -371,6 +371,16 @@ def test_training_goes_on_with_its_own_stream_after_a_validation() -> None:
     assert job.split.training
 
 
+def test_epochs_before_a_change_are_not_kept() -> None:
+    class Changing(FakeJob):
+        def epoch_start(self, epoch: int) -> bool:
+            super().epoch_start(epoch)
+            return epoch == 2
+
+    job = Changing([0.9, 0.8, 0.3, 0.4, 0.2])
+    assert (run_fake(job).epoch_kept, job.kept) == (3, 3)
+
+
 class TestChange:
     def test_schedule_goes_on_and_the_optimizer_is_new(self) -> None:
         training = recipe(schedule="step", epochs=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +20,15 @@ from training_toys import (
 from sfumato.data import Augment
 from sfumato.defenses import (
     CEM,
+    Adversary,
     Bottleneck,
+    DeeperEdge,
     Dropout,
     FusedAttention,
     GatedAttention,
+    Lipschitz,
     Noise,
+    Prune,
     SlotAttention,
     chain,
 )
@@ -44,6 +49,12 @@ EVERYTHING = chain(
     CEM(0.5, components=2, threshold=0.01, schedule="authors"),
     ToyAdversary(every=2, steps=2),
 )
+
+
+def decoder(**changes: Any) -> Adversary:
+    return Adversary(**{"objective": "mse", "depth": 0, "width": 3} | changes)
+
+
 CASES = {
     "plain, sgd, step": Case(chain(), recipe(schedule="step")),
     "augmented, adam, one_cycle": Case(
@@ -73,6 +84,16 @@ CASES = {
         recipe(optimizer="adam", schedule="one_cycle"),
         select_from=0,
     ),
+    "an adversary that learns ahead": Case(
+        chain(Bottleneck(2), Noise(0.1), decoder(alpha=2.0, every=2, steps=2, pretrain_epochs=1)),
+        recipe(schedule="cosine"),
+        ahead=4,
+    ),
+    "PATROL, pruned in the second epoch": Case(
+        chain(DeeperEdge(1), Bottleneck(2), Noise(0.1), Prune(0.4), Lipschitz(0.5), decoder(), CEM(0.5, components=2)),
+        recipe(schedule="one_cycle"),
+        select_from=0,
+    ),
 }
 
 
@@ -80,7 +101,7 @@ CASES = {
 def test_interrupt_at_every_step(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     whole = case.run(tmp_path / "whole")
-    steps = case.training.epochs * max(1, len(case.images) // case.training.batch_size)
+    steps = case.ahead + case.training.epochs * max(1, len(case.images) // case.training.batch_size)
     for step in range(1, steps):
         folder = tmp_path / str(step)
         with pytest.raises(Interrupted):
@@ -234,3 +255,9 @@ def test_what_is_compared_was_at_work(tmp_path: Path) -> None:
     pruned = CASES["pruned in the second epoch"].run(tmp_path / "pruned")
     assert pruned.job.split.edge.first[0].out_channels == 2
     assert pruned.state["changed"] == [1]
+    patrol = CASES["PATROL, pruned in the second epoch"].run(tmp_path / "patrol")
+    assert {"adversary", "player_adversary", "lipschitz", "cem"} <= set(patrol.fit.history[-1])
+    assert patrol.state["changed"] == [1]
+    assert patrol.job.split.edge[0][0].first[0].out_channels < 6
+    ahead = CASES["an adversary that learns ahead"].run(tmp_path / "ahead")
+    assert int(ahead.state["players"][0]["state"][0]["step"]) == 4 + 12

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from training_toys import FABRIC, generator, make_images
 
 from sfumato.errors import InputError
-from sfumato.training import Plan, Runtime, Training, make_fabric, make_optimizer, make_schedule
-from sfumato.training.loop import _batches, steps_per_epoch
+from sfumato.training import Runtime, Training, make_fabric, make_optimizer, make_schedule
+from sfumato.training.loop import steps_per_epoch, training_batches
 from sfumato.training.settings import factor
 
 SCHEDULES = ["step", "cosine", "one_cycle", "constant"]
@@ -162,7 +162,7 @@ def test_steps_per_epoch_is_the_number_of_batches(n: int, batch_size: int, world
     sizes = []
     for rank in range(world):
         runtime = Runtime(fabric=World(world, rank))  # type: ignore[arg-type]
-        batches = _batches(images, Plan(1, batch_size, 0), generator(0), runtime, 0)
+        batches = training_batches(images, batch_size, generator(0), runtime)
         sizes.append([len(y) for _, y in batches])
         assert len(sizes[-1]) == steps
     if world == 1 and n >= batch_size:

@@ -14,7 +14,7 @@ from training_toys import Case, ToyAdversary, generator, make_images, make_split
 
 from sfumato.attacks import DecoderAttack, Knowledge, make_target
 from sfumato.data import Augment
-from sfumato.defenses import CEM, Bottleneck, Noise, chain
+from sfumato.defenses import CEM, Adversary, Bottleneck, DeeperEdge, Noise, Prune, chain
 from sfumato.errors import CorruptFileError, Interrupted
 from sfumato.storage import save_state
 from sfumato.training import Runtime, Training, fit, make_fabric
@@ -47,6 +47,16 @@ CASES = {
         make_images(25),
         augment=Augment(crop_padding=2, flip=True, rotation=0),
         select_from=1,
+    ),
+    # What goes is decided by each process alone, and players learn ahead together.
+    "pruned": Case(
+        chain(
+            *(DeeperEdge(1), Bottleneck(2), Noise(0.1), Prune(0.5)),
+            Adversary(objective="mse", depth=0, width=3, pretrain_epochs=1),
+        ),
+        Training(epochs=4, batch_size=6, lr=0.05, schedule="cosine"),
+        make_images(25),
+        select_from=0,
     ),
     # The player is no part of the model's loss.
     "beside": Case(ToyAdversary(punish=False), Training(epochs=2, batch_size=6, schedule="constant"), make_images(24)),

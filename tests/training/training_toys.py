@@ -187,6 +187,7 @@ class Case:
     seed: int = 3
     select_from: int | None = None  # the last epoch
     split: Callable[[], SplitModel] = make_split
+    ahead: int = 0  # steps that players take before the model's first
 
     def job(self, runtime: Runtime) -> SplitJob:
         model = self.split()

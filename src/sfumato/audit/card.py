@@ -56,6 +56,9 @@ class ModelInfo(_Section):
     width: float
     cut: str
     feature_shape: tuple[int, ...] = Field(description="of what is sent, without the batch axis")
+    edge_from: str | None = Field(
+        default=None, description="SHA-256 of the weights that the edge started from; null where they were drawn"
+    )
 
 
 class TrainingInfo(_Section):

@@ -21,7 +21,7 @@ from sfumato import metrics
 from sfumato.attacks import Attack, Knowledge, Reconstruction, WhiteBox, make_target
 from sfumato.audit import card as cards
 from sfumato.audit.card import Card
-from sfumato.audit.runs import Run, checksum_of, load_data, prepare, recipe_of, train_run, undefended
+from sfumato.audit.runs import Run, checksum_of, edge_digest, load_data, prepare, recipe_of, train_run, undefended
 from sfumato.audit.settings import Settings
 from sfumato.audit.suspicions import Evidence, gradient_through, is_random, suspicions
 from sfumato.data import ImageSet, Splits
@@ -224,6 +224,7 @@ def _card(
             width=settings.model.width,
             cut=run.split.cut,
             feature_shape=run.split.feature.shape,
+            edge_from=edge_digest(run.settings),
         ),
         training=_training_info(run, settings, splits),
         utility=utility,

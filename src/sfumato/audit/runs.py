@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import sfumato
 from sfumato import data, models
@@ -19,12 +21,13 @@ from sfumato.defenses import BoundDefense, Defense
 from sfumato.errors import CorruptFileError, InputError
 from sfumato.models import SplitModel
 from sfumato.progress import Progress
-from sfumato.storage import hash_of, load_state, save_state, write_text
+from sfumato.storage import hash_of, load_state, save_state, state_digest, write_text
 from sfumato.training import Fit, Runtime, augmentation, train
 from sfumato.training.loop import CHECKPOINT
 
 MODEL = "model.safetensors"
 DESCRIPTION = "run.json"
+_EDGE = "edge."
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +66,55 @@ def load_data(settings: DataSettings, seed: int, progress: Progress | None = Non
 
 
 def prepare(settings: Settings, defense: Defense, splits: Splits) -> tuple[SplitModel, BoundDefense]:
-    """The untrained split model under its defense. The same seed gives every defense the same initial backbone."""
+    """The untrained split model under its defense. The same seed gives every defense the same initial backbone.
+
+    With ``model.edge_from`` the edge is not untrained: it is that run's, pruned as it was.
+
+    Raises:
+        InputError: The defense does not fit the network, or that run's edge does not fit this one.
+        CorruptFileError: That run is damaged.
+    """
     generator = torch.Generator().manual_seed(settings.seed)
     whole = undefended(settings, splits, generator)
     bound = defense.bind(whole, generator=generator)
-    return bound.defend(whole), bound
+    split = bound.defend(whole)
+    if settings.model.edge_from is not None:
+        split = _start_edge(split, bound, settings.model.edge_from)
+    return split, bound
+
+
+def _start_edge(split: SplitModel, bound: BoundDefense, folder: str) -> SplitModel:
+    weights = edge_weights(folder)
+    with suppress(KeyError):  # another network: said below
+        split = bound.restore(split, weights)
+    own = {name.removeprefix(_EDGE): value for name, value in weights.items()}
+    here, there = ({name: tuple(t.shape) for name, t in state.items()} for state in (split.edge.state_dict(), own))
+    differing = [name for name in here | there if here.get(name) != there.get(name)]
+    if differing:
+        first = f"{differing[0]} is {here.get(differing[0], 'absent')} here, {there.get(differing[0], 'absent')} there"
+        accepted = f"a run with the same layers on the edge (backbone, width, cut, colors, bottleneck); {first}"
+        raise InputError("model.edge_from", folder, accepted)
+    split.edge.load_state_dict(own)
+    return split
+
+
+def edge_weights(folder: str | Path) -> dict[str, Tensor]:
+    """The trained edge of a finished run: the part of its split model's state whose names begin with ``edge.``.
+
+    Raises:
+        InputError: No finished run is there.
+        CorruptFileError: It is damaged.
+    """
+    folder = Path(folder)
+    try:
+        read_description(folder)
+    except InputError as error:
+        raise InputError("model.edge_from", str(folder), error.accepted) from error
+    try:
+        state = load_state(folder / MODEL)["split"]
+    except FileNotFoundError as error:
+        raise CorruptFileError(f"{folder} does not hold a whole run ({MODEL} is missing)") from error
+    return {name: value for name, value in state.items() if name.startswith(_EDGE)}
 
 
 def undefended(settings: Settings, splits: Splits, generator: torch.Generator) -> SplitModel:
@@ -88,14 +135,23 @@ def undefended(settings: Settings, splits: Splits, generator: torch.Generator) -
         raise InputError(field, error.value, error.accepted) from error
 
 
+def edge_digest(settings: Settings) -> str | None:
+    """SHA-256 of the weights that the edge starts from, ``None`` where it is drawn."""
+    folder = settings.model.edge_from
+    return state_digest("", edge_weights(folder)) if folder is not None else None
+
+
 def address(settings: Settings, defense: Defense, splits: Splits, runtime: Runtime) -> str:
-    """Hash of all that determines a trained model: pixels, network, recipe, defense, seed, device and precision."""
+    """Hash of all that determines a trained model: pixels, network, recipe, defense, seed, device and precision.
+
+    The weights that an edge starts from count, and not where they are kept.
+    """
     return hash_of(
         {
             "sfumato": sfumato.__version__,
             "data": checksum_of(splits),
             "normalization": data.normalization(settings.data.source),
-            "model": settings.model.model_dump(),
+            "model": settings.model.model_dump() | {"edge_from": edge_digest(settings)},
             "training": recipe_of(settings, splits),
             "defense": defense.describe(),
             "seed": settings.seed,

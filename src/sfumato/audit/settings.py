@@ -79,6 +79,10 @@ class ModelSettings(_Settings):
     """Rate of the classifier's dropout; by default the published one. Less for narrow networks and few images."""
     cut: str | None = None
     """Last stage on the device; by default where the papers cut it."""
+    edge_from: str | None = None
+    """Folder of a finished run: the edge starts from that run's trained edge. Its images and classes may be others,
+    its layers may not.
+    """
 
 
 class Evaluation(_Settings):

@@ -11,16 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sfumato.arguments import call
-from sfumato.defenses.base import BoundDefense, Change, Context, Defense, Epoch, Player
+from sfumato.defenses.adversary import Adversary
+from sfumato.defenses.base import BoundDefense, Change, Context, Defense, Epoch, Player, clean_features
 from sfumato.defenses.bottleneck import Bottleneck
 from sfumato.defenses.cem import CEM
 from sfumato.defenses.chain import chain
+from sfumato.defenses.deeper_edge import DeeperEdge
 from sfumato.defenses.distance_correlation import DistanceCorrelation
 from sfumato.defenses.dropout import Dropout
 from sfumato.defenses.fused_attention import FusedAttention
 from sfumato.defenses.gated_attention import GatedAttention
+from sfumato.defenses.lipschitz import Lipschitz
 from sfumato.defenses.noise import Noise
-from sfumato.defenses.recipes import RECIPES, Recipe
+from sfumato.defenses.prune import Prune
+from sfumato.defenses.recipes import RECIPES, SURROGATES, Recipe, Surrogate
 from sfumato.defenses.slot_attention import SlotAttention
 from sfumato.errors import InputError, one_of, raise_all, together
 
@@ -29,6 +33,7 @@ PARTS: dict[str, type[Defense]] = {
     for part in (
         *(Bottleneck, Noise, Dropout, DistanceCorrelation, CEM),
         *(GatedAttention, SlotAttention, FusedAttention),
+        *(Adversary, DeeperEdge, Prune, Lipschitz),
     )
 }
 
@@ -78,20 +83,27 @@ __all__ = [
     "CEM",
     "PARTS",
     "RECIPES",
+    "SURROGATES",
+    "Adversary",
     "Bottleneck",
     "BoundDefense",
     "Change",
     "Context",
+    "DeeperEdge",
     "Defense",
     "DistanceCorrelation",
     "Dropout",
     "Epoch",
     "FusedAttention",
     "GatedAttention",
+    "Lipschitz",
     "Noise",
     "Player",
+    "Prune",
     "Recipe",
     "SlotAttention",
+    "Surrogate",
     "build",
     "chain",
+    "clean_features",
 ]

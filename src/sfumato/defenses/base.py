@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -61,13 +62,38 @@ class Epoch:
         total: Number of epochs of this training.
         features: Starts a pass over (clean feature, label) batches of the training images, in evaluation mode,
             without augmentation and without gradient.
-        generator: For whatever the hook draws.
+        generator: For whatever the hook draws; a stream of its own in each process.
+        batches: Starts a pass over (image, label) batches of all training images, in their own order, without
+            augmentation, in the precision of the weights. The same in each process.
+        split: The model as it is now, in training mode; ``None`` only where no model is being trained.
     """
 
     index: int
     total: int
     features: Callable[[], Iterable[tuple[Tensor, Tensor]]]
     generator: torch.Generator
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]] = tuple
+    split: SplitModel | None = None
+
+    def after(self, change: Change) -> Epoch:
+        """What is known once a part has changed the architecture: features are those of the new halves."""
+        features = partial(clean_features, change.split, self.batches)
+        return replace(self, split=change.split, features=features)
+
+
+def clean_features(
+    split: SplitModel, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass over (clean feature, label): in evaluation mode, without gradient; the mode is put back at its end."""
+    was_training = split.training
+    split.eval()
+    try:
+        for x, y in batches():
+            with torch.no_grad():  # around the edge alone: whoever reads the features may want gradients
+                z = split.edge(x)
+            yield z, y
+    finally:
+        split.train(was_training)
 
 
 @dataclass(frozen=True)
@@ -94,6 +120,7 @@ class Player:
         loss: From a detached context to a scalar.
         every: A turn after every so many model steps.
         steps: Steps in a turn.
+        pretrain_epochs: Passes over the training images, a step a batch, before the model's first step.
     """
 
     name: str
@@ -102,6 +129,7 @@ class Player:
     loss: Callable[[Context], Tensor]
     every: int = 1
     steps: int = 1
+    pretrain_epochs: int = 0
 
 
 class BoundDefense(nn.Module):

@@ -74,7 +74,9 @@ class BoundChain(BoundDefense):
         """Let every part start; the last change holds all earlier ones, since each part changes what it finds."""
         change = None
         for member in self._bound():
-            change = member.epoch_start(epoch) or change
+            own = member.epoch_start(epoch)
+            if own is not None:
+                change, epoch = own, epoch.after(own)
         return change
 
     def epoch_end(self, epoch: Epoch) -> None:

@@ -9,7 +9,7 @@ from sfumato.audit.card import AttackInfo, Card
 from sfumato.errors import InputError
 from sfumato.report.format import call
 
-PASSIVE_PARTS = frozenset({"bottleneck", "identity", "none"})
+PASSIVE_PARTS = frozenset({"bottleneck", "identity", "none", "prune"})
 """Parts that shape the feature but are not there to protect it: a model with no others is undefended."""
 
 
@@ -99,7 +99,8 @@ def seeds(members: Sequence[Entry], entry: Entry) -> set[int]:
 
 
 def _recipe(card: Card) -> tuple[object, ...]:
-    return (card.defense.label, tuple(call(part) for part in card.defense.parts), *_setting(card))
+    parts = tuple(call(part) for part in card.defense.parts)
+    return (card.defense.label, parts, card.model.edge_from, *_setting(card))
 
 
 def _setting(card: Card) -> tuple[object, ...]:

@@ -56,7 +56,9 @@ def _model(card: Card) -> list[Fact]:
     shape = " × ".join(str(size) for size in model.feature_shape)
     edge = f"{amount(cost.edge_parameters)} parameters, {amount(cost.edge_macs)} MACs"
     cloud = f"{amount(cost.cloud_parameters)} parameters, {amount(cost.cloud_macs)} MACs"
+    start = [Fact("Device half began as", model.edge_from, exact=True)] if model.edge_from is not None else []
     return [
+        *start,
         Fact("Network", f"{model.backbone}, width ×{model.width:g}"),
         Fact("Cut", f"after {model.cut}; sent: {shape} numbers, {octets(cost.payload_bytes)}"),
         Fact("Device half", edge),

@@ -29,8 +29,8 @@ class Job(Protocol):
     def title(self) -> str:
         """For the progress bar."""
 
-    def epoch_start(self, epoch: int) -> None:
-        """Before each epoch."""
+    def epoch_start(self, epoch: int) -> bool | None:
+        """Before each epoch; a true answer says that weights kept of earlier epochs are no longer wanted."""
 
     def step(self, x: Tensor, y: Tensor, epoch: int, step: int) -> dict[str, Tensor]:
         """One step on images (N, C, H, W) in [0, 1]; named detached losses, left on the device."""
@@ -151,10 +151,11 @@ def _run_epoch(
     if position.batch == 0:
         position.sums.clear()
         position.counts.clear()
-        job.epoch_start(position.epoch)
+        if job.epoch_start(position.epoch):
+            position.best, position.best_score = None, -math.inf
     stop = False
     at_start = order.get_state()
-    for x, y in _batches(images, plan, order, runtime, position.batch):
+    for x, y in training_batches(images, plan.batch_size, order, runtime, plan.augment, position.batch):
         x = x.contiguous(memory_format=torch.channels_last)
         losses = job.step(x, y, position.epoch, position.epoch * steps + position.batch)
         position.batch += 1
@@ -204,16 +205,24 @@ def steps_per_epoch(images: int, batch_size: int, processes: int = 1) -> int:
     return max(1, images // processes // max(1, batch_size // processes))
 
 
-def _batches(images: ImageSet, plan: Plan, order: torch.Generator, runtime: Runtime, start: int) -> Batches:
+def training_batches(
+    images: ImageSet,
+    batch_size: int,
+    order: torch.Generator,
+    runtime: Runtime,
+    augment: Augment | None = None,
+    start: int = 0,
+) -> Batches:
+    """This process's share of an epoch's batches, shuffled by ``order``, which is the same in all of them."""
     world = runtime.fabric.world_size
     return Batches(
         images,
-        max(1, plan.batch_size // world),
+        max(1, batch_size // world),
         shuffle=True,
-        augment=plan.augment,
+        augment=augment,
         generator=order,
         # A last batch of one image would break batch norm; the next epoch sees what this one leaves out.
-        drop_last=len(images) >= plan.batch_size,
+        drop_last=len(images) >= batch_size,
         rank=runtime.fabric.global_rank,
         world_size=world,
         start=start,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.data import Batches, ImageSet
-from sfumato.defenses import BoundDefense, Change, Context, Epoch, Player
+from sfumato.defenses import BoundDefense, Change, Context, Epoch, Player, clean_features
+from sfumato.errors import Interrupted
 from sfumato.models import SplitModel, set_generator
-from sfumato.training.loop import steps_per_epoch
+from sfumato.training.loop import steps_per_epoch, training_batches
 from sfumato.training.runtime import Runtime
 from sfumato.training.settings import Training, load_optimizer, make_optimizer, make_schedule
 
@@ -80,14 +82,22 @@ class SplitJob:
         """The model being trained."""
         return self._objective.split
 
-    def epoch_start(self, epoch: int) -> None:
-        """Let the defense start its epoch; rebuild the optimizer if it changed the architecture."""
+    def epoch_start(self, epoch: int) -> bool:
+        """Let the defense start its epoch, and train players ahead of the first.
+
+        Returns:
+            Whether the defense changed the architecture; the optimizer is then a new one, and weights kept of earlier
+            epochs are of a model that is no longer wanted.
+        """
         change = self.defense.epoch_start(self._epoch(epoch))
         if change is not None:
             self._changed.append(epoch)
             self._rebuild(change)
         self._objective.train()
         set_generator(self._objective, self._generator)
+        if epoch == 0:
+            self._pretrain()
+        return change is not None
 
     def step(self, x: Tensor, y: Tensor, epoch: int, step: int) -> dict[str, Tensor]:
         """One step of the model on all losses, then the players whose turn it is."""
@@ -175,20 +185,39 @@ class SplitJob:
             group["lr"] = rate
 
     def _epoch(self, index: int) -> Epoch:
+        features = partial(clean_features, self.split, self._batches)
         # A stream of its own each epoch, the same in every process: what a hook draws must not set them apart.
         generator = self._runtime.generator(self._seed + 1_000_003 * (index + 1), shared=True)
-        return Epoch(index, self._training.epochs, self._features, generator)
+        return Epoch(index, self._training.epochs, features, generator, self._batches, self.split)
 
-    def _features(self) -> Iterable[tuple[Tensor, Tensor]]:
-        was_training = self.split.training
-        self.split.eval()
-        try:
-            for x, y in Batches(self._images, _EVALUATION_BATCH, shuffle=False):
-                with torch.no_grad():  # around the edge alone: whoever reads the features may want gradients
-                    z = self.split.edge(self._converted(x.contiguous(memory_format=torch.channels_last)))
-                yield z, y
-        finally:
-            self.split.train(was_training)
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in Batches(self._images, _EVALUATION_BATCH, shuffle=False):
+            yield self._converted(x.contiguous(memory_format=torch.channels_last)), y
+
+    def _pretrain(self) -> None:
+        """Train the players that ask for it, while the model stands still."""
+        order = self._runtime.generator(self._seed + 2, shared=True)
+        # In training mode, as the model's own steps: a fresh edge's running statistics say nothing of its features.
+        kept = {name: buffer.clone() for name, buffer in self.split.named_buffers()}
+        for done in range(max((turn.pretrain_epochs for turn in self._players), default=0)):
+            for x, y in training_batches(self._images, self._training.batch_size, order, self._runtime):
+                ctx = self._seen(x, y)
+                for turn in self._players:
+                    if done < turn.pretrain_epochs:
+                        turn.step(ctx)
+                if self._runtime.fabric.strategy.reduce_boolean_decision(self._runtime.should_stop(), all=False):
+                    raise Interrupted("stopped before the model's first step; the players begin again")
+        for name, buffer in self.split.named_buffers():
+            buffer.copy_(kept[name])
+
+    @torch.no_grad()
+    def _seen(self, x: Tensor, y: Tensor) -> Context:
+        """What a player sees of a batch before the model's first step."""
+        x = self._converted(x.contiguous(memory_format=torch.channels_last))
+        z_clean = self.split.edge(x)
+        z_sent = self.split.channel(z_clean)
+        lr = float(self._optimizer.param_groups[0]["lr"])
+        return Context(x, y, z_clean, z_sent, self.split.cloud(z_sent), 0, 0, lr, self._generator)
 
     def _converted(self, tensor: Tensor) -> Tensor:
         """In the precision that Fabric gave the weights, for calls that do not go through it."""
@@ -216,18 +245,24 @@ class _Turn:
 
     def __init__(self, player: Player, fabric: Fabric) -> None:
         self._player, self._fabric = player, fabric
+        self.pretrain_epochs = player.pretrain_epochs
         self.optimizer: Any = fabric.setup_optimizers(player.optimizer(player.module.parameters()))
 
     def __call__(self, ctx: Context) -> dict[str, Tensor]:
         if (ctx.step + 1) % self._player.every:
             return {}
         for _ in range(self._player.steps):
-            loss = self._player.loss(ctx)
-            self.optimizer.zero_grad()
-            self._fabric.backward(loss)
-            self._average_gradients()
-            self.optimizer.step()
-        return {f"player_{self._player.name}": loss.detach()}
+            loss = self.step(ctx)
+        return {f"player_{self._player.name}": loss}
+
+    def step(self, ctx: Context) -> Tensor:
+        """One step of the player; its loss before it."""
+        loss = self._player.loss(ctx)
+        self.optimizer.zero_grad()
+        self._fabric.backward(loss)
+        self._average_gradients()
+        self.optimizer.step()
+        return loss.detach()
 
     def _average_gradients(self) -> None:
         if self._fabric.world_size > 1:
