@@ -1,0 +1,400 @@
+"""Problems whose answers are known: Gaussian images, or a small mixture of them, sent linearly with Gaussian noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import InputError
+from sfumato.information.gaussians import component_entropy_on_line, log_densities, on_line
+from sfumato.information.rate import mixture_rate, mmse_bound
+
+_CHUNK = 2048
+Method = Literal["auto", "monte_carlo", "quadrature"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and how far it can be trusted.
+
+    Attributes:
+        value: The figure.
+        error: Its standard error; 0 where it is exact.
+    """
+
+    value: float
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is known of a bed. Entropies, information and rate are in nats, errors in squared pixel units.
+
+    Attributes:
+        dim: d, pixels of an image over all channels.
+        sigma: Standard deviation of the channel's noise.
+        entropy: H(x).
+        feature_entropy: H(z).
+        information: I(x; z) = I(z; z').
+        rate: R, the upper bound of the information by theorem 2 of CEM.
+        conditional_entropy: H(x | z) = H(x) − I(x; z), by its proposition 2.
+        bound: exp((2/d)·H(x | z))/(2πe), its theorem 1: no more than the mmse.
+        mmse: E tr Cov(x | z)/d, the error of the best reconstruction there can be.
+        prior_variance: tr Cov(x)/d, the error of answering with the mean.
+    """
+
+    dim: int
+    sigma: float
+    entropy: Estimate
+    feature_entropy: Estimate
+    information: Estimate
+    rate: float
+    conditional_entropy: Estimate
+    bound: Estimate
+    mmse: Estimate
+    prior_variance: float
+
+
+@dataclass(frozen=True, eq=False)
+class LinearChannel:
+    """What happens to an image x: z = z' + n with z' = W·x and n ~ N(0, σ²I).
+
+    Args:
+        weight: W, (D, d); D is the product of ``feature_shape``.
+        sigma: σ > 0; without noise the information would be infinite.
+        feature_shape: Shape of z without the batch axis.
+
+    Raises:
+        InputError: σ is not positive, W is not finite or does not fit the feature.
+    """
+
+    weight: Tensor
+    sigma: float
+    feature_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma < math.inf:
+            raise InputError("sigma", self.sigma, "a standard deviation above 0")
+        if self.weight.ndim != 2 or len(self.weight) != math.prod(self.feature_shape):
+            given = f"shape {tuple(self.weight.shape)}"
+            raise InputError("weight", given, f"(D, d) with D = {math.prod(self.feature_shape)}, of {self.feature_shape}")
+        if not bool(self.weight.isfinite().all()):
+            raise InputError("weight", "values that are not finite", "finite values")
+        object.__setattr__(self, "weight", self.weight.detach().double())
+
+    def send(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Features (N, *feature_shape) of images (N, C, H, W), with noise drawn anew."""
+        clean = x.flatten(1).to(self.weight) @ self.weight.T
+        noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
+        return (clean + self.sigma * noise).unflatten(1, self.feature_shape)
+
+
+class Bed(Protocol):
+    """A distribution of images and a channel for which everything can be computed."""
+
+    @property
+    def channel(self) -> LinearChannel:
+        """What the images pass through."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+
+    def draw(self, count: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W) in float64, and the component (N,) that each is from."""
+
+    def reconstruct(self, z: Tensor) -> Tensor:
+        """E[x | z], the reconstruction of least mean squared error, (N, C, H, W) in float64."""
+
+    def figures(self, *, generator: torch.Generator, samples: int = 20_000, method: Method = "auto") -> Figures:
+        """Everything known of the bed; draws only what has no closed form."""
+
+    def with_white_noise(self, variance: float) -> Self:
+        """The bed of images that carry white noise of this variance before they are sent."""
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianMixture:
+    """Images x ~ Σ_i π_i N(m_i, S_i) through a linear channel.
+
+    Given the component everything is Gaussian: the best reconstruction is the mean of the components' Wiener filters
+    weighted by the responsibilities P(i | z). The entropies need no density: with c the component,
+    H(x) = Σ π_i (H_i − log π_i) − H(c | x), likewise H(z), and so I(x; z) = R − H(c | z). What CEM's rate R
+    exceeds the information by is exactly what z leaves open about the component. Only H(c | x), H(c | z) and the mmse
+    are drawn, as means over x and z of quantities computed in closed form; with a feature of one dimension the last two
+    are integrated instead.
+
+    Args:
+        weights: π, (M,), positive, summing to 1.
+        means: (M, C, H, W).
+        covariances: (M, d, d), symmetric, positive definite, d = C·H·W.
+        channel: Takes d pixels.
+
+    Raises:
+        InputError: Shapes that do not fit, weights that are no distribution, a covariance that is not positive
+            definite.
+    """
+
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+    channel: LinearChannel
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "means", "covariances"):
+            object.__setattr__(self, name, getattr(self, name).detach().double())
+        _check(self.weights, self.means, self.covariances, self.channel)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, c, h, w = self.means.shape
+        return c, h, w
+
+    def draw(self, count: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W) in float64, and the component (N,) that each is from."""
+        component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        noise = torch.randn(count, self._flat_means.shape[1], generator=generator, dtype=torch.float64)
+        x = torch.cat([self._shape_noise(*part) for part in zip(noise.split(_CHUNK), component.split(_CHUNK))])
+        return x.unflatten(1, self.image_shape), component
+
+    def reconstruct(self, z: Tensor) -> Tensor:
+        """E[x | z] of features (N, ...), as (N, C, H, W) in float64."""
+        z = z.flatten(1).double()
+        return torch.cat([self._posterior(part)[0] for part in z.split(_CHUNK)]).unflatten(1, self.image_shape)
+
+    def figures(self, *, generator: torch.Generator, samples: int = 20_000, method: Method = "auto") -> Figures:
+        """Everything known of the bed.
+
+        Args:
+            generator: Draws the samples; not touched where everything is in closed form.
+            samples: Images drawn, 2 or more.
+            method: How H(c | z) and the mmse are found: ``quadrature`` needs a feature of one dimension,
+                ``monte_carlo`` always goes, ``auto`` integrates where it can. One component needs neither.
+
+        Raises:
+            InputError: Too few samples, or quadrature for a feature of several dimensions.
+        """
+        line = self.channel.weight.shape[0] == 1
+        if method == "quadrature" and not line:
+            raise InputError("method", method, "monte_carlo or auto: the feature has several dimensions")
+        if samples < 2:
+            raise InputError("samples", samples, "2 or more")
+        left = self._drawn(samples, generator) if len(self.weights) > 1 else self._single()
+        if len(self.weights) > 1 and line and method != "monte_carlo":
+            left = self._integrated(left)
+        return self._assemble(left)
+
+    def with_white_noise(self, variance: float) -> Self:
+        """The bed of images that carry white noise of this variance before they are sent."""
+        eye = torch.eye(self.covariances.shape[-1], dtype=torch.float64)
+        return replace(self, covariances=self.covariances + variance * eye)
+
+    @cached_property
+    def _flat_means(self) -> Tensor:
+        return self.means.flatten(1)
+
+    @cached_property
+    def _factors(self) -> Tensor:
+        return torch.linalg.cholesky(self.covariances)
+
+    @cached_property
+    def _clean_covariances(self) -> Tensor:
+        """Σ'_i = W·S_i·Wᵀ, (M, D, D)."""
+        made = self.channel.weight @ self.covariances @ self.channel.weight.T
+        return (made + made.mT) / 2
+
+    @cached_property
+    def _feature_means(self) -> Tensor:
+        return self._flat_means @ self.channel.weight.T
+
+    @cached_property
+    def _feature_factors(self) -> Tensor:
+        eye = torch.eye(self.channel.weight.shape[0], dtype=torch.float64)
+        return torch.linalg.cholesky(self._clean_covariances + self.channel.sigma**2 * eye)
+
+    @cached_property
+    def _gains(self) -> Tensor:
+        """Wiener filters S_i·Wᵀ·(W·S_i·Wᵀ + σ²I)⁻¹, (M, d, D)."""
+        cross = self.channel.weight @ self.covariances  # (M, D, d)
+        return torch.cholesky_solve(cross, self._feature_factors).mT
+
+    @cached_property
+    def _left_variances(self) -> Tensor:
+        """Tr Cov(x | z, c = i), (M,)."""
+        seen = (self._gains * (self.channel.weight @ self.covariances).mT).sum((1, 2))
+        return self.covariances.diagonal(dim1=1, dim2=2).sum(1) - seen
+
+    def _shape_noise(self, noise: Tensor, component: Tensor) -> Tensor:
+        every = torch.einsum("mij,nj->nmi", self._factors, noise)
+        own = component.view(-1, 1, 1).expand(-1, 1, every.shape[-1])
+        return every.gather(1, own).squeeze(1) + self._flat_means[component]
+
+    def _posterior(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """E[x | z] (N, d), tr Cov(x | z) (N,) and H(c | z) in nats (N,) of features (N, D)."""
+        chances = self._log_responsibilities(z, self._feature_means, self._feature_factors)
+        share = chances.exp()
+        centered = z.unsqueeze(0) - self._feature_means.unsqueeze(1)
+        filtered = self._flat_means.unsqueeze(1) + centered @ self._gains.mT  # (M, N, d)
+        mean = torch.einsum("mn,mnd->nd", share, filtered)
+        between = (share * (filtered - mean).square().sum(2)).sum(0)
+        return mean, self._left_variances @ share + between, torch.special.entr(share).sum(0)
+
+    def _log_responsibilities(self, points: Tensor, means: Tensor, factors: Tensor) -> Tensor:
+        """Log P(c | point), (M, N)."""
+        return (self.weights.log().unsqueeze(1) + log_densities(points, means, factors)).log_softmax(0)
+
+    def _single(self) -> _Left:
+        exact = Estimate(0.0)
+        mmse = Estimate(float(self._left_variances[0]) / self._flat_means.shape[1])
+        return _Left(given_x=exact, given_z=exact, difference=exact, mmse=mmse)
+
+    def _drawn(self, samples: int, generator: torch.Generator) -> _Left:
+        x, _ = self.draw(samples, generator=generator)
+        z = self.channel.send(x, generator=generator).flatten(1)
+        given_x, given_z, variance = [], [], []
+        for pixels, feature in zip(x.flatten(1).split(_CHUNK), z.split(_CHUNK)):
+            share = self._log_responsibilities(pixels, self._flat_means, self._factors).exp()
+            given_x.append(torch.special.entr(share).sum(0))
+            _, left, uncertainty = self._posterior(feature)
+            variance.append(left)
+            given_z.append(uncertainty)
+        of_x, of_z = torch.cat(given_x), torch.cat(given_z)
+        mmse = torch.cat(variance) / x[0].numel()
+        return _Left(_mean(of_x), _mean(of_z), _mean(of_z - of_x), _mean(mmse))
+
+    def _integrated(self, drawn: _Left) -> _Left:
+        """H(c | z) and the mmse along the one dimension of the feature; H(c | x) too where there is one pixel."""
+        spreads = self._feature_factors[:, 0, 0]
+        left, unsure = on_line(
+            lambda z: self._posterior(z.unsqueeze(1))[1:], self.weights, self._feature_means[:, 0], spreads
+        )
+        given_x = drawn.given_x
+        if self._flat_means.shape[1] == 1:
+            exact = component_entropy_on_line(self.weights, self._flat_means[:, 0], self._factors[:, 0, 0])
+            given_x = Estimate(exact)
+        difference = Estimate(unsure - given_x.value, given_x.error)
+        return _Left(given_x, Estimate(unsure), difference, Estimate(left / self._flat_means.shape[1]))
+
+    def _assemble(self, left: _Left) -> Figures:
+        d, k = self._flat_means.shape[1], self.channel.weight.shape[0]
+        mixing = float(torch.special.entr(self.weights).sum())
+        of_x = mixing + float(self.weights @ _gaussian_entropies(self._factors))
+        rate = float(mixture_rate(self.weights, self._clean_covariances, self.channel.sigma**2))
+        of_noise = k / 2 * math.log(2 * math.pi * math.e * self.channel.sigma**2)
+        information = Estimate(rate - left.given_z.value, left.given_z.error)
+        conditional = Estimate(of_x - rate + left.difference.value, left.difference.error)
+        bound = float(mmse_bound(torch.tensor(conditional.value, dtype=torch.float64), d))
+        middle = self.weights @ self._flat_means
+        between = (self.weights @ (self._flat_means - middle).square()).sum()
+        within = self.weights @ self.covariances.diagonal(dim1=1, dim2=2).sum(1)
+        return Figures(
+            dim=d,
+            sigma=self.channel.sigma,
+            entropy=Estimate(of_x - left.given_x.value, left.given_x.error),
+            feature_entropy=Estimate(information.value + of_noise, information.error),
+            information=information,
+            rate=rate,
+            conditional_entropy=conditional,
+            bound=Estimate(bound, bound * 2 / d * conditional.error),
+            mmse=left.mmse,
+            prior_variance=float(within + between) / d,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LinearGaussian:
+    """Images x ~ N(m, S) through a linear channel: every figure in closed form.
+
+    With P = S − S·Wᵀ·(W·S·Wᵀ + σ²I)⁻¹·W·S: I(x; z) = R = ½ log|I + W·S·Wᵀ/σ²|, H(x | z) = ½ log|2πe·P|,
+    mmse = tr P/d and E[x | z] the Wiener filter. Theorem 1 of CEM holds with equality where P is a multiple of I.
+
+    Args:
+        mean: m, (C, H, W).
+        covariance: S, (d, d), symmetric, positive definite, d = C·H·W.
+        channel: Takes d pixels.
+
+    Raises:
+        InputError: Shapes that do not fit, or a covariance that is not positive definite.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    channel: LinearChannel
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", self.mean.detach().double())
+        object.__setattr__(self, "covariance", self.covariance.detach().double())
+        _ = self._mixture  # checks everything
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self._mixture.image_shape
+
+    def draw(self, count: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W) in float64, and zeros (N,): there is one component."""
+        return self._mixture.draw(count, generator=generator)
+
+    def reconstruct(self, z: Tensor) -> Tensor:
+        """E[x | z] of features (N, ...), as (N, C, H, W) in float64."""
+        return self._mixture.reconstruct(z)
+
+    def figures(
+        self, *, generator: torch.Generator | None = None, samples: int = 20_000, method: Method = "auto"
+    ) -> Figures:
+        """Everything known of the bed, exactly; draws nothing, whatever the arguments."""
+        return self._mixture._assemble(self._mixture._single())
+
+    def with_white_noise(self, variance: float) -> Self:
+        """The bed of images that carry white noise of this variance before they are sent."""
+        return replace(self, covariance=self._mixture.with_white_noise(variance).covariances[0])
+
+    @cached_property
+    def _mixture(self) -> GaussianMixture:
+        one = torch.ones(1, dtype=torch.float64)
+        return GaussianMixture(one, self.mean.unsqueeze(0), self.covariance.unsqueeze(0), self.channel)
+
+
+@dataclass(frozen=True)
+class _Left:
+    """What z and x leave open: H(c | x), H(c | z), the latter less the former, and the mmse."""
+
+    given_x: Estimate
+    given_z: Estimate
+    difference: Estimate
+    mmse: Estimate
+
+
+def _mean(values: Tensor) -> Estimate:
+    return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
+
+
+def _gaussian_entropies(factors: Tensor) -> Tensor:
+    """Entropies in nats (M,) of Gaussians with covariances L·Lᵀ, from L (M, d, d)."""
+    logs = factors.diagonal(dim1=1, dim2=2).log().sum(1)
+    return logs + factors.shape[-1] / 2 * math.log(2 * math.pi * math.e)
+
+
+def _check(weights: Tensor, means: Tensor, covariances: Tensor, channel: LinearChannel) -> None:
+    if means.ndim != 4 or weights.shape != means.shape[:1] or len(weights) < 1:
+        given = (tuple(weights.shape), tuple(means.shape))
+        raise InputError("weights and means (shapes)", given, "(M,) and (M, C, H, W), M of 1 or more")
+    d = means[0].numel()
+    if covariances.shape != (len(weights), d, d):
+        raise InputError("covariances (shape)", tuple(covariances.shape), f"({len(weights)}, {d}, {d})")
+    if channel.weight.shape[1] != d:
+        raise InputError("channel.weight (columns)", channel.weight.shape[1], f"{d}, the pixels of an image")
+    if not bool((weights > 0).all()) or abs(float(weights.sum()) - 1) > 1e-6:
+        raise InputError("weights", weights.tolist(), "positive values that sum to 1")
+    if not bool(means.isfinite().all()):
+        raise InputError("means", "values that are not finite", "finite values")
+    asymmetry = float((covariances - covariances.mT).abs().max())
+    failed = torch.linalg.cholesky_ex(covariances).info.count_nonzero()
+    if not asymmetry <= 1e-9 * float(covariances.abs().max()) or int(failed) > 0:
+        raise InputError("covariances", "one that is not", "symmetric and positive definite matrices")
