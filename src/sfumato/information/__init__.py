@@ -1,6 +1,25 @@
 """Functions on tensors that measure dependence and entropy; usable without the rest of the library."""
 
 from sfumato.information.dependence import distance_correlation
+from sfumato.information.gaussian import add_variance, log_densities, log_determinants
 from sfumato.information.mixture import ClassMixture
+from sfumato.information.rate import (
+    conditional_entropy_bound,
+    feature_utility,
+    mixture_rate,
+    mmse_bound,
+    relative_conditional_entropy,
+)
 
-__all__ = ["ClassMixture", "distance_correlation"]
+__all__ = [
+    "ClassMixture",
+    "add_variance",
+    "conditional_entropy_bound",
+    "distance_correlation",
+    "feature_utility",
+    "log_densities",
+    "log_determinants",
+    "mixture_rate",
+    "mmse_bound",
+    "relative_conditional_entropy",
+]
