@@ -10,9 +10,16 @@ from sfumato.information.rate import (
     mmse_bound,
     relative_conditional_entropy,
 )
+from sfumato.information.testbeds import Bed, Estimate, Figures, GaussianMixture, LinearChannel, LinearGaussian
 
 __all__ = [
+    "Bed",
     "ClassMixture",
+    "Estimate",
+    "Figures",
+    "GaussianMixture",
+    "LinearChannel",
+    "LinearGaussian",
     "add_variance",
     "conditional_entropy_bound",
     "distance_correlation",

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import InputError
-from sfumato.information.gaussians import component_entropy_on_line, log_densities, on_line
+from sfumato.information.gaussian import add_variance, log_densities, log_determinants
+from sfumato.information.quadrature import expectations_on_line
 from sfumato.information.rate import mixture_rate, mmse_bound
 
 _CHUNK = 2048
@@ -82,7 +83,9 @@ class LinearChannel:
             raise InputError("sigma", self.sigma, "a standard deviation above 0")
         if self.weight.ndim != 2 or len(self.weight) != math.prod(self.feature_shape):
             given = f"shape {tuple(self.weight.shape)}"
-            raise InputError("weight", given, f"(D, d) with D = {math.prod(self.feature_shape)}, of {self.feature_shape}")
+            raise InputError(
+                "weight", given, f"(D, d) with D = {math.prod(self.feature_shape)}, of {self.feature_shape}"
+            )
         if not bool(self.weight.isfinite().all()):
             raise InputError("weight", "values that are not finite", "finite values")
         object.__setattr__(self, "weight", self.weight.detach().double())
@@ -192,8 +195,7 @@ class GaussianMixture:
 
     def with_white_noise(self, variance: float) -> Self:
         """The bed of images that carry white noise of this variance before they are sent."""
-        eye = torch.eye(self.covariances.shape[-1], dtype=torch.float64)
-        return replace(self, covariances=self.covariances + variance * eye)
+        return replace(self, covariances=add_variance(self.covariances, variance))
 
     @cached_property
     def _flat_means(self) -> Tensor:
@@ -214,15 +216,14 @@ class GaussianMixture:
         return self._flat_means @ self.channel.weight.T
 
     @cached_property
-    def _feature_factors(self) -> Tensor:
-        eye = torch.eye(self.channel.weight.shape[0], dtype=torch.float64)
-        return torch.linalg.cholesky(self._clean_covariances + self.channel.sigma**2 * eye)
+    def _feature_covariances(self) -> Tensor:
+        return add_variance(self._clean_covariances, self.channel.sigma**2)
 
     @cached_property
     def _gains(self) -> Tensor:
         """Wiener filters S_i·Wᵀ·(W·S_i·Wᵀ + σ²I)⁻¹, (M, d, D)."""
         cross = self.channel.weight @ self.covariances  # (M, D, d)
-        return torch.cholesky_solve(cross, self._feature_factors).mT
+        return torch.cholesky_solve(cross, torch.linalg.cholesky(self._feature_covariances)).mT
 
     @cached_property
     def _left_variances(self) -> Tensor:
@@ -237,17 +238,16 @@ class GaussianMixture:
 
     def _posterior(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """E[x | z] (N, d), tr Cov(x | z) (N,) and H(c | z) in nats (N,) of features (N, D)."""
-        chances = self._log_responsibilities(z, self._feature_means, self._feature_factors)
-        share = chances.exp()
+        share = self._responsibilities(z, self._feature_means, self._feature_covariances)
         centered = z.unsqueeze(0) - self._feature_means.unsqueeze(1)
         filtered = self._flat_means.unsqueeze(1) + centered @ self._gains.mT  # (M, N, d)
-        mean = torch.einsum("mn,mnd->nd", share, filtered)
-        between = (share * (filtered - mean).square().sum(2)).sum(0)
-        return mean, self._left_variances @ share + between, torch.special.entr(share).sum(0)
+        mean = torch.einsum("nm,mnd->nd", share, filtered)
+        between = (share.T * (filtered - mean).square().sum(2)).sum(0)
+        return mean, share @ self._left_variances + between, torch.special.entr(share).sum(1)
 
-    def _log_responsibilities(self, points: Tensor, means: Tensor, factors: Tensor) -> Tensor:
-        """Log P(c | point), (M, N)."""
-        return (self.weights.log().unsqueeze(1) + log_densities(points, means, factors)).log_softmax(0)
+    def _responsibilities(self, points: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
+        """P(c | point), (N, M)."""
+        return (self.weights.log() + log_densities(points, means, covariances)).softmax(1)
 
     def _single(self) -> _Left:
         exact = Estimate(0.0)
@@ -259,8 +259,8 @@ class GaussianMixture:
         z = self.channel.send(x, generator=generator).flatten(1)
         given_x, given_z, variance = [], [], []
         for pixels, feature in zip(x.flatten(1).split(_CHUNK), z.split(_CHUNK)):
-            share = self._log_responsibilities(pixels, self._flat_means, self._factors).exp()
-            given_x.append(torch.special.entr(share).sum(0))
+            share = self._responsibilities(pixels, self._flat_means, self.covariances)
+            given_x.append(torch.special.entr(share).sum(1))
             _, left, uncertainty = self._posterior(feature)
             variance.append(left)
             given_z.append(uncertainty)
@@ -270,21 +270,28 @@ class GaussianMixture:
 
     def _integrated(self, drawn: _Left) -> _Left:
         """H(c | z) and the mmse along the one dimension of the feature; H(c | x) too where there is one pixel."""
-        spreads = self._feature_factors[:, 0, 0]
-        left, unsure = on_line(
-            lambda z: self._posterior(z.unsqueeze(1))[1:], self.weights, self._feature_means[:, 0], spreads
+        left, unsure = expectations_on_line(
+            lambda z: self._posterior(z.unsqueeze(1))[1:],
+            self.weights,
+            self._feature_means[:, 0],
+            self._feature_covariances[:, 0, 0],
         )
-        given_x = drawn.given_x
-        if self._flat_means.shape[1] == 1:
-            exact = component_entropy_on_line(self.weights, self._flat_means[:, 0], self._factors[:, 0, 0])
+        given_x, d = drawn.given_x, self._flat_means.shape[1]
+        if d == 1:
+            means, variances = self._flat_means[:, 0], self.covariances[:, 0, 0]
+            (exact,) = expectations_on_line(self._open_after, self.weights, means, variances)
             given_x = Estimate(exact)
-        difference = Estimate(unsure - given_x.value, given_x.error)
-        return _Left(given_x, Estimate(unsure), difference, Estimate(left / self._flat_means.shape[1]))
+        return _Left(given_x, Estimate(unsure), Estimate(unsure - given_x.value, given_x.error), Estimate(left / d))
+
+    def _open_after(self, pixels: Tensor) -> tuple[Tensor]:
+        """H(c | x) of images of one pixel (N,)."""
+        share = self._responsibilities(pixels.unsqueeze(1), self._flat_means, self.covariances)
+        return (torch.special.entr(share).sum(1),)
 
     def _assemble(self, left: _Left) -> Figures:
         d, k = self._flat_means.shape[1], self.channel.weight.shape[0]
         mixing = float(torch.special.entr(self.weights).sum())
-        of_x = mixing + float(self.weights @ _gaussian_entropies(self._factors))
+        of_x = mixing + float(self.weights @ _gaussian_entropies(self.covariances))
         rate = float(mixture_rate(self.weights, self._clean_covariances, self.channel.sigma**2))
         of_noise = k / 2 * math.log(2 * math.pi * math.e * self.channel.sigma**2)
         information = Estimate(rate - left.given_z.value, left.given_z.error)
@@ -375,10 +382,9 @@ def _mean(values: Tensor) -> Estimate:
     return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
 
 
-def _gaussian_entropies(factors: Tensor) -> Tensor:
-    """Entropies in nats (M,) of Gaussians with covariances L·Lᵀ, from L (M, d, d)."""
-    logs = factors.diagonal(dim1=1, dim2=2).log().sum(1)
-    return logs + factors.shape[-1] / 2 * math.log(2 * math.pi * math.e)
+def _gaussian_entropies(covariances: Tensor) -> Tensor:
+    """Entropies in nats (M,) of Gaussians with covariances (M, d, d)."""
+    return (log_determinants(covariances) + covariances.shape[-1] * math.log(2 * math.pi * math.e)) / 2
 
 
 def _check(weights: Tensor, means: Tensor, covariances: Tensor, channel: LinearChannel) -> None:
