@@ -46,6 +46,7 @@ class Figures:
         conditional_entropy: H(x | z) = H(x) − I(x; z), by its proposition 2.
         bound: exp((2/d)·H(x | z))/(2πe), its theorem 1: no more than the mmse.
         mmse: E tr Cov(x | z)/d, the error of the best reconstruction there can be.
+        linear_mse: Error of the best linear reconstruction, which knows only mean and covariance of x.
         prior_variance: tr Cov(x)/d, the error of answering with the mean.
     """
 
@@ -58,6 +59,7 @@ class Figures:
     conditional_entropy: Estimate
     bound: Estimate
     mmse: Estimate
+    linear_mse: float
     prior_variance: float
 
 
@@ -162,9 +164,7 @@ class GaussianMixture:
     def draw(self, count: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) in float64, and the component (N,) that each is from."""
         component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        noise = torch.randn(count, self._flat_means.shape[1], generator=generator, dtype=torch.float64)
-        x = torch.cat([self._shape_noise(*part) for part in zip(noise.split(_CHUNK), component.split(_CHUNK))])
-        return x.unflatten(1, self.image_shape), component
+        return self._draw_of(component, generator), component
 
     def reconstruct(self, z: Tensor) -> Tensor:
         """E[x | z] of features (N, ...), as (N, C, H, W) in float64."""
@@ -176,7 +176,7 @@ class GaussianMixture:
 
         Args:
             generator: Draws the samples; not touched where everything is in closed form.
-            samples: Images drawn, 2 or more.
+            samples: Images drawn, as many of each component; 2 or more of each.
             method: How H(c | z) and the mmse are found: ``quadrature`` needs a feature of one dimension,
                 ``monte_carlo`` always goes, ``auto`` integrates where it can. One component needs neither.
 
@@ -186,8 +186,8 @@ class GaussianMixture:
         line = self.channel.weight.shape[0] == 1
         if method == "quadrature" and not line:
             raise InputError("method", method, "monte_carlo or auto: the feature has several dimensions")
-        if samples < 2:
-            raise InputError("samples", samples, "2 or more")
+        if samples < 2 * len(self.weights):
+            raise InputError("samples", samples, f"{2 * len(self.weights)} or more, 2 of each component")
         left = self._drawn(samples, generator) if len(self.weights) > 1 else self._single()
         if len(self.weights) > 1 and line and method != "monte_carlo":
             left = self._integrated(left)
@@ -231,7 +231,26 @@ class GaussianMixture:
         seen = (self._gains * (self.channel.weight @ self.covariances).mT).sum((1, 2))
         return self.covariances.diagonal(dim1=1, dim2=2).sum(1) - seen
 
-    def _shape_noise(self, noise: Tensor, component: Tensor) -> Tensor:
+    @cached_property
+    def _covariance(self) -> Tensor:
+        """Of x over all components, (d, d)."""
+        spread = self._flat_means - self.weights @ self._flat_means
+        within = torch.einsum("m,mij->ij", self.weights, self.covariances)
+        return within + torch.einsum("m,mi,mj->ij", self.weights, spread, spread)
+
+    def _linear_error(self) -> float:
+        weight = self.channel.weight
+        cross = weight @ self._covariance  # (D, d)
+        factor = torch.linalg.cholesky(add_variance((cross @ weight.T).unsqueeze(0), self.channel.sigma**2)[0])
+        seen = torch.linalg.solve_triangular(factor, cross, upper=False).square().sum()
+        return float(self._covariance.trace() - seen)
+
+    def _draw_of(self, component: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(len(component), self._flat_means.shape[1], generator=generator, dtype=torch.float64)
+        x = torch.cat([self._shaped(*part) for part in zip(noise.split(_CHUNK), component.split(_CHUNK))])
+        return x.unflatten(1, self.image_shape)
+
+    def _shaped(self, noise: Tensor, component: Tensor) -> Tensor:
         every = torch.einsum("mij,nj->nmi", self._factors, noise)
         own = component.view(-1, 1, 1).expand(-1, 1, every.shape[-1])
         return every.gather(1, own).squeeze(1) + self._flat_means[component]
@@ -255,7 +274,9 @@ class GaussianMixture:
         return _Left(given_x=exact, given_z=exact, difference=exact, mmse=mmse)
 
     def _drawn(self, samples: int, generator: torch.Generator) -> _Left:
-        x, _ = self.draw(samples, generator=generator)
+        # As many of each component, weighted afterwards: chance has no say in how often each is drawn.
+        component = torch.arange(len(self.weights)).repeat_interleave(samples // len(self.weights))
+        x = self._draw_of(component, generator)
         z = self.channel.send(x, generator=generator).flatten(1)
         given_x, given_z, variance = [], [], []
         for pixels, feature in zip(x.flatten(1).split(_CHUNK), z.split(_CHUNK)):
@@ -264,9 +285,14 @@ class GaussianMixture:
             _, left, uncertainty = self._posterior(feature)
             variance.append(left)
             given_z.append(uncertainty)
-        of_x, of_z = torch.cat(given_x), torch.cat(given_z)
-        mmse = torch.cat(variance) / x[0].numel()
-        return _Left(_mean(of_x), _mean(of_z), _mean(of_z - of_x), _mean(mmse))
+        of_x, of_z, mmse = torch.cat(given_x), torch.cat(given_z), torch.cat(variance) / x[0].numel()
+        return _Left(*(self._stratified_mean(values) for values in (of_x, of_z, of_z - of_x, mmse)))
+
+    def _stratified_mean(self, values: Tensor) -> Estimate:
+        """Mean of values (M·n,), n of each component in order."""
+        strata = values.view(len(self.weights), -1)
+        variance = self.weights.square() @ strata.var(1) / strata.shape[1]
+        return Estimate(float(self.weights @ strata.mean(1)), math.sqrt(float(variance)))
 
     def _integrated(self, drawn: _Left) -> _Left:
         """H(c | z) and the mmse along the one dimension of the feature; H(c | x) too where there is one pixel."""
@@ -297,9 +323,6 @@ class GaussianMixture:
         information = Estimate(rate - left.given_z.value, left.given_z.error)
         conditional = Estimate(of_x - rate + left.difference.value, left.difference.error)
         bound = float(mmse_bound(torch.tensor(conditional.value, dtype=torch.float64), d))
-        middle = self.weights @ self._flat_means
-        between = (self.weights @ (self._flat_means - middle).square()).sum()
-        within = self.weights @ self.covariances.diagonal(dim1=1, dim2=2).sum(1)
         return Figures(
             dim=d,
             sigma=self.channel.sigma,
@@ -310,7 +333,8 @@ class GaussianMixture:
             conditional_entropy=conditional,
             bound=Estimate(bound, bound * 2 / d * conditional.error),
             mmse=left.mmse,
-            prior_variance=float(within + between) / d,
+            linear_mse=self._linear_error() / d,
+            prior_variance=float(self._covariance.trace()) / d,
         )
 
 
@@ -376,10 +400,6 @@ class _Left:
     given_z: Estimate
     difference: Estimate
     mmse: Estimate
-
-
-def _mean(values: Tensor) -> Estimate:
-    return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
 
 
 def _gaussian_entropies(covariances: Tensor) -> Tensor:
