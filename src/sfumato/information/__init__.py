@@ -1,5 +1,6 @@
 """Functions on tensors that measure dependence and entropy; usable without the rest of the library."""
 
+from sfumato.information.beds import Bed, Estimate, Figures, LinearChannel
 from sfumato.information.dependence import distance_correlation
 from sfumato.information.gaussian import add_variance, log_densities, log_determinants
 from sfumato.information.mixture import ClassMixture
@@ -10,9 +11,11 @@ from sfumato.information.rate import (
     mmse_bound,
     relative_conditional_entropy,
 )
-from sfumato.information.testbeds import Bed, Estimate, Figures, GaussianMixture, LinearChannel, LinearGaussian
+from sfumato.information.standard_beds import STANDARD_BEDS, StandardBed
+from sfumato.information.testbeds import GaussianMixture, LinearGaussian
 
 __all__ = [
+    "STANDARD_BEDS",
     "Bed",
     "ClassMixture",
     "Estimate",
@@ -20,6 +23,7 @@ __all__ = [
     "GaussianMixture",
     "LinearChannel",
     "LinearGaussian",
+    "StandardBed",
     "add_variance",
     "conditional_entropy_bound",
     "distance_correlation",

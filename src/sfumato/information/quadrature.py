@@ -40,7 +40,7 @@ def expectations_on_line(
     if count > _MOST_POINTS:
         raise InputError("method", "quadrature", "monte_carlo: the components are too narrow and too far apart")
     total: list[Tensor] = []
-    for points in torch.linspace(low, high, count, dtype=weights.dtype).split(_CHUNK):
+    for points in torch.split(torch.linspace(low, high, count, dtype=weights.dtype), _CHUNK):
         densities = log_densities(points.unsqueeze(1), means.unsqueeze(1), variances.unsqueeze(1)).exp()
         mass = densities @ weights * (high - low) / (count - 1)
         total.append(torch.stack([mass @ values for values in functions(points)]))

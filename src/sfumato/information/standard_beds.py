@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.errors import InputError
-from sfumato.information.testbeds import Bed, GaussianMixture, LinearChannel, LinearGaussian
+from sfumato.information.beds import Bed, LinearChannel
+from sfumato.information.testbeds import GaussianMixture, LinearGaussian
 
 IMAGE_SHAPE = (1, 12, 12)
 """12 is the smallest even side of which SSIM can be judged."""
@@ -147,7 +148,7 @@ def _planes() -> Tensor:
     """Level and slopes of a 4×4 patch, orthonormal, (3, 16)."""
     ramp, one = torch.linspace(-1, 1, 4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
     made = torch.stack([torch.outer(one, one), torch.outer(ramp, one), torch.outer(one, ramp)]).flatten(1)
-    return made / made.norm(dim=1, keepdim=True)
+    return made / made.square().sum(1, keepdim=True).sqrt()
 
 
 def _plane_covariance(std: float) -> Tensor:

@@ -5,122 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from sfumato.errors import InputError
+from sfumato.information.beds import Estimate, Figures, LinearChannel, Method
 from sfumato.information.gaussian import add_variance, log_densities, log_determinants
 from sfumato.information.quadrature import expectations_on_line
 from sfumato.information.rate import mixture_rate, mmse_bound
 
 _CHUNK = 2048
-Method = Literal["auto", "monte_carlo", "quadrature"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and how far it can be trusted.
-
-    Attributes:
-        value: The figure.
-        error: Its standard error; 0 where it is exact.
-    """
-
-    value: float
-    error: float = 0.0
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What is known of a bed. Entropies, information and rate are in nats, errors in squared pixel units.
-
-    Attributes:
-        dim: d, pixels of an image over all channels.
-        sigma: Standard deviation of the channel's noise.
-        entropy: H(x).
-        feature_entropy: H(z).
-        information: I(x; z) = I(z; z').
-        rate: R, the upper bound of the information by theorem 2 of CEM.
-        conditional_entropy: H(x | z) = H(x) − I(x; z), by its proposition 2.
-        bound: exp((2/d)·H(x | z))/(2πe), its theorem 1: no more than the mmse.
-        mmse: E tr Cov(x | z)/d, the error of the best reconstruction there can be.
-        linear_mse: Error of the best linear reconstruction, which knows only mean and covariance of x.
-        prior_variance: tr Cov(x)/d, the error of answering with the mean.
-    """
-
-    dim: int
-    sigma: float
-    entropy: Estimate
-    feature_entropy: Estimate
-    information: Estimate
-    rate: float
-    conditional_entropy: Estimate
-    bound: Estimate
-    mmse: Estimate
-    linear_mse: float
-    prior_variance: float
-
-
-@dataclass(frozen=True, eq=False)
-class LinearChannel:
-    """What happens to an image x: z = z' + n with z' = W·x and n ~ N(0, σ²I).
-
-    Args:
-        weight: W, (D, d); D is the product of ``feature_shape``.
-        sigma: σ > 0; without noise the information would be infinite.
-        feature_shape: Shape of z without the batch axis.
-
-    Raises:
-        InputError: σ is not positive, W is not finite or does not fit the feature.
-    """
-
-    weight: Tensor
-    sigma: float
-    feature_shape: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sigma < math.inf:
-            raise InputError("sigma", self.sigma, "a standard deviation above 0")
-        if self.weight.ndim != 2 or len(self.weight) != math.prod(self.feature_shape):
-            given = f"shape {tuple(self.weight.shape)}"
-            raise InputError(
-                "weight", given, f"(D, d) with D = {math.prod(self.feature_shape)}, of {self.feature_shape}"
-            )
-        if not bool(self.weight.isfinite().all()):
-            raise InputError("weight", "values that are not finite", "finite values")
-        object.__setattr__(self, "weight", self.weight.detach().double())
-
-    def send(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Features (N, *feature_shape) of images (N, C, H, W), with noise drawn anew."""
-        clean = x.flatten(1).to(self.weight) @ self.weight.T
-        noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
-        return (clean + self.sigma * noise).unflatten(1, self.feature_shape)
-
-
-class Bed(Protocol):
-    """A distribution of images and a channel for which everything can be computed."""
-
-    @property
-    def channel(self) -> LinearChannel:
-        """What the images pass through."""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-
-    def draw(self, count: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images (N, C, H, W) in float64, and the component (N,) that each is from."""
-
-    def reconstruct(self, z: Tensor) -> Tensor:
-        """E[x | z], the reconstruction of least mean squared error, (N, C, H, W) in float64."""
-
-    def figures(self, *, generator: torch.Generator, samples: int = 20_000, method: Method = "auto") -> Figures:
-        """Everything known of the bed; draws only what has no closed form."""
-
-    def with_white_noise(self, variance: float) -> Self:
-        """The bed of images that carry white noise of this variance before they are sent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +57,11 @@ class GaussianMixture:
         _, c, h, w = self.means.shape
         return c, h, w
 
+    @property
+    def components(self) -> int:
+        """M."""
+        return len(self.weights)
+
     def draw(self, count: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) in float64, and the component (N,) that each is from."""
         component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
@@ -169,7 +70,7 @@ class GaussianMixture:
     def reconstruct(self, z: Tensor) -> Tensor:
         """E[x | z] of features (N, ...), as (N, C, H, W) in float64."""
         z = z.flatten(1).double()
-        return torch.cat([self._posterior(part)[0] for part in z.split(_CHUNK)]).unflatten(1, self.image_shape)
+        return torch.cat([self._posterior(part)[0] for part in torch.split(z, _CHUNK)]).reshape(-1, *self.image_shape)
 
     def figures(self, *, generator: torch.Generator, samples: int = 20_000, method: Method = "auto") -> Figures:
         """Everything known of the bed.
@@ -203,7 +104,8 @@ class GaussianMixture:
 
     @cached_property
     def _factors(self) -> Tensor:
-        return torch.linalg.cholesky(self.covariances)
+        factors: Tensor = torch.linalg.cholesky(self.covariances)
+        return factors
 
     @cached_property
     def _clean_covariances(self) -> Tensor:
@@ -247,8 +149,8 @@ class GaussianMixture:
 
     def _draw_of(self, component: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(len(component), self._flat_means.shape[1], generator=generator, dtype=torch.float64)
-        x = torch.cat([self._shaped(*part) for part in zip(noise.split(_CHUNK), component.split(_CHUNK))])
-        return x.unflatten(1, self.image_shape)
+        x = torch.cat([self._shaped(*part) for part in zip(torch.split(noise, _CHUNK), torch.split(component, _CHUNK))])
+        return x.reshape(-1, *self.image_shape)
 
     def _shaped(self, noise: Tensor, component: Tensor) -> Tensor:
         every = torch.einsum("mij,nj->nmi", self._factors, noise)
@@ -279,7 +181,7 @@ class GaussianMixture:
         x = self._draw_of(component, generator)
         z = self.channel.send(x, generator=generator).flatten(1)
         given_x, given_z, variance = [], [], []
-        for pixels, feature in zip(x.flatten(1).split(_CHUNK), z.split(_CHUNK)):
+        for pixels, feature in zip(torch.split(x.flatten(1), _CHUNK), torch.split(z, _CHUNK)):
             share = self._responsibilities(pixels, self._flat_means, self.covariances)
             given_x.append(torch.special.entr(share).sum(1))
             _, left, uncertainty = self._posterior(feature)
@@ -367,6 +269,11 @@ class LinearGaussian:
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return self._mixture.image_shape
+
+    @property
+    def components(self) -> int:
+        """1."""
+        return 1
 
     def draw(self, count: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) in float64, and zeros (N,): there is one component."""

@@ -6,7 +6,7 @@ from sfumato.data import Augment, Splits
 from sfumato.defenses import BoundDefense
 from sfumato.models import SplitModel
 from sfumato.training.loop import Fit, Job, Plan, fit
-from sfumato.training.progress import Bar, Progress, Silent
+from sfumato.training.progress import Bar, Progress, Silent, Titled
 from sfumato.training.runtime import Runtime, make_fabric
 from sfumato.training.settings import Training, load_optimizer, make_optimizer, make_schedule
 from sfumato.training.split_job import SplitJob
@@ -69,6 +69,7 @@ __all__ = [
     "Runtime",
     "Silent",
     "SplitJob",
+    "Titled",
     "Training",
     "fit",
     "load_optimizer",
