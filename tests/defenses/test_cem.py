@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def slow_rate(bound: BoundCEM, z: Tensor, y: Tensor, threshold: float, noise: fl
     """The authors' isotropic loss, class by class and component by component; with the new variances and weights."""
     mixture = bound.mixture
     k, m, d = mixture.means.shape
-    variances, weights = mixture.variances.clone(), mixture.weights.clone()
+    variances, weights = mixture.covariances.clone(), mixture.weights.clone()
     total, classes = torch.zeros((), dtype=z.dtype), 0
     for c in range(k):
         own = z[y == c].flatten(1)
@@ -71,7 +72,7 @@ def slow_rate(bound: BoundCEM, z: Tensor, y: Tensor, threshold: float, noise: fl
         nearest = [int((row - mixture.means[c]).square().sum(1).argmin()) for row in own.detach()]
         for i in range(m):
             members = [row for row, j in zip(own, nearest) if j == i]
-            weight, v = mixture.weights[c, i], mixture.variances[c, i]
+            weight, v = mixture.weights[c, i], mixture.covariances[c, i]
             b = len(members)
             if b:
                 a = min(0.99, 10 * b / (n_class * float(weight))) if n_class * float(weight) > 0 else 0.99
@@ -102,30 +103,30 @@ def test_rate_against_twin(m: int, n: int, threshold: float, spread: float, seed
     (gradient,) = torch.autograd.grad(value, z)
     torch.testing.assert_close(value.detach(), expected.detach(), rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(gradient, slow_gradient, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(bound.mixture.variances, variances, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(bound.mixture.covariances, variances, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(bound.mixture.weights, weights, rtol=1e-9, atol=1e-12)
 
 
 def test_rate_by_hand() -> None:
     """One class, one component at 0, variance before 0.5, 1,000 images: a = 10·2/1,000 = 0.02."""
     bound = bound_cem(CEM(components=1), variance=0.04).double()
-    bound.mixture.variances.fill_(0.5)
+    bound.mixture.covariances.fill_(0.5)
     bound.mixture.counts.copy_(torch.tensor([1000.0, 1000, 1000]))
     z = torch.full((2, 2, 1, 3), 2.0, dtype=torch.float64)
     v = 0.02 * 4 + 0.98 * 0.5
     value = bound.rate(z, torch.tensor([1, 1]))
     assert float(value) == pytest.approx(math.log(v + 0.01) - math.log(0.125 * 0.04 + 0.01))
-    assert bound.mixture.variances.flatten().tolist() == pytest.approx([0.5, v, 0.5])
+    assert bound.mixture.covariances.flatten().tolist() == pytest.approx([0.5, v, 0.5])
 
 
 def test_no_pressure_below_the_threshold() -> None:
     bound = refreshed(CEM(components=2, threshold=0.5), variance=4.0)
     z = torch.stack([bound.mixture.means[c, 0].view(2, 1, 3) for c in range(K)]).requires_grad_()
-    bound.mixture.variances.fill_(1.9)  # below t·σ² = 2
+    bound.mixture.covariances.fill_(1.9)  # below t·σ² = 2
     value = bound.rate(z, torch.arange(K))
     assert float(value.detach()) == 0
     assert not torch.autograd.grad(value, z)[0].any()
-    bound.mixture.variances.fill_(500.0)
+    bound.mixture.covariances.fill_(500.0)
     assert float(bound.rate(z, torch.arange(K)).detach()) > 0
 
 
@@ -219,6 +220,42 @@ def test_authors_schedule() -> None:
     assert pressures == pytest.approx([0.02, 0.1, 0.5, 1, 1, 1, 0.001 / 0.00041])
 
 
+@pytest.mark.parametrize("variant", ["isotropic", "diagonal", "full"])
+def test_exact_variants_are_the_rate_of_the_mixture(variant: Any) -> None:
+    z, y = sample(40, 3)
+    for per_dimension, unit in ((True, D), (False, 1)):
+        bound = refreshed(CEM(weight=2.0, schedule="constant", variant=variant, per_dimension=per_dimension))
+        loss = float(bound.losses(context(z, y))["cem"])
+        assert loss == pytest.approx(2 * bound.theory()["cem_rate_nats"] / unit, rel=1e-6)
+        assert bound.mixture.covariances.ndim == {"isotropic": 2, "diagonal": 3, "full": 4}[variant]
+
+
+def test_shrinkage_reaches_loss_and_theory() -> None:
+    rates = [refreshed(CEM(variant="full", shrinkage=s)).theory()["cem_rate_nats"] for s in (0.0, 0.5, 1.0)]
+    assert rates == sorted(rates)
+    assert rates[2] > rates[0] + 1e-3
+    z, y = sample(40, 3)
+    values = [float(refreshed(CEM(variant="full", shrinkage=s)).rate(z, y)) for s in (0.0, 1.0)]
+    assert values[0] < values[1]
+
+
+def test_global_mixture_knows_no_classes() -> None:
+    bound = refreshed(CEM(variant="diagonal", per_class=False, components=3))
+    assert bound.mixture.means.shape == (1, 3, D)
+    z, y = sample(30, 3)
+    other = copy.deepcopy(bound)
+    assert torch.equal(bound.rate(z, y), other.rate(z, (y + 1) % K))
+    own = refreshed(CEM(variant="diagonal", components=3))
+    assert not torch.equal(copy.deepcopy(own).rate(z, y), own.rate(z, (y + 1) % K))
+
+
+def test_the_authors_loss_is_per_class_and_per_dimension() -> None:
+    with pytest.raises(InputError, match=r"cem\.per_class: got False"):
+        CEM(per_class=False)
+    with pytest.raises(InputError, match=r"cem\.per_dimension: got False"):
+        CEM(per_dimension=False)
+
+
 def test_silent_in_the_first_epoch() -> None:
     bound = bound_cem(CEM())
     z, y = sample(10)
@@ -267,7 +304,7 @@ def test_theory_against_theorem_2(components: int) -> None:
     bound = refreshed(CEM(components=components), variance=0.3)
     bound.mixture.weights[0] = torch.tensor([1.0] + [0.0] * (components - 1))  # a component of weight 0
     mixture = bound.mixture
-    expected = slow_theory(mixture.counts, mixture.weights, mixture.variances, D, 0.3)
+    expected = slow_theory(mixture.counts, mixture.weights, mixture.covariances, D, 0.3)
     assert bound.theory() == {
         "cem_rate_nats": pytest.approx(expected),
         "cem_rate_nats_per_dimension": pytest.approx(expected / D),
@@ -279,7 +316,7 @@ def test_theory_of_one_gaussian_is_its_mutual_information() -> None:
     bound = bound_cem(CEM(components=1), variance=0.5)
     bound.mixture.counts.copy_(torch.tensor([10.0, 0, 0]))
     bound.mixture.weights.copy_(torch.tensor([[1.0], [0], [0]]))
-    bound.mixture.variances.fill_(1.5)
+    bound.mixture.covariances.fill_(1.5)
     bound.mixture.ready.fill_(True)
     assert bound.theory()["cem_rate_nats"] == pytest.approx(D / 2 * math.log(4))
     # Three classes of equal share: what tells the classes apart is added, log 3.
@@ -301,7 +338,7 @@ def test_theory_bounds_the_information_of_a_mixture() -> None:
     bound = bound_cem(CEM(components=1), variance=noise)
     bound.mixture = type(bound.mixture)(2, 1, 1)
     bound.mixture.counts.fill_(5)
-    bound.mixture.variances.fill_(variance)
+    bound.mixture.covariances.fill_(variance)
     bound.mixture.ready.fill_(True)
     rate = bound.theory()["cem_rate_nats"]
     assert exact < rate < exact + math.log(2)
@@ -312,7 +349,7 @@ def test_class_that_is_absent_adds_nothing_to_the_theory() -> None:
     bound = refreshed(CEM(components=2))
     bound.mixture.counts[1], bound.mixture.weights[1] = 0, 0
     rate = bound.theory()["cem_rate_nats"]
-    bound.mixture.variances[1] = 1e6
+    bound.mixture.covariances[1] = 1e6
     assert math.isfinite(rate)
     assert bound.theory()["cem_rate_nats"] == rate
 

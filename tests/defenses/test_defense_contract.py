@@ -61,12 +61,25 @@ PART_ROWS = {
     "dropout": Row({"p": 0.6}, {"p": (-0.1, 1, 1.5, NAN)}),
     "distance_correlation": Row({"alpha": 3.0}, {"alpha": (-1, NAN, INF)}, losses=("distance_correlation",)),
     "cem": Row(
-        {"weight": 2.0, "components": 2, "schedule": "constant", "threshold": 0.0625},
+        {
+            "weight": 2.0,
+            "components": 2,
+            "schedule": "constant",
+            "threshold": 0.0625,
+            "variant": "full",
+            "per_class": False,
+            "shrinkage": 0.3,
+            "per_dimension": False,
+        },
         {
             "weight": (-1, NAN, INF),
             "components": (0, 1.5),
             "schedule": ("linear",),
             "threshold": (0, -1, NAN, INF),
+            "variant": ("fuller",),
+            "per_class": ("own",),
+            "shrinkage": (-0.1, 1.1, NAN),
+            "per_dimension": ("each",),
         },
         before=(FEW, {"part": "noise", "sigma": 0.1}),
         losses=("cem",),
@@ -199,7 +212,8 @@ def test_recipes_are_the_published_chains() -> None:
         {"part": "noise", "sigma": 0.025, "kind": "gaussian"},
     ]
     assert build("cem").describe()[-1] == {
-        "part": "cem", "weight": 16.0, "components": 5, "schedule": "authors", "threshold": 0.125
+        "part": "cem", "weight": 16.0, "components": 5, "schedule": "authors", "threshold": 0.125,
+        "variant": "reference", "per_class": True, "shrinkage": 0.1, "per_dimension": True,
     }  # fmt: skip
     assert build("dropout").describe()[1]["p"] == 0.2
 

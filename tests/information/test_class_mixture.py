@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sfumato.errors import InputError
 from sfumato.information import ClassMixture
+from sfumato.information.mixture import Covariance
 
 Pass = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
@@ -118,9 +119,39 @@ def test_refresh_against_twin(k: int, m: int, seed: int) -> None:
     means, variances, weights, counts = slow_lloyd(mixture.means, z, y)
     mixture.refresh(Stream(z, y, batch=7), generator=seeded())
     torch.testing.assert_close(mixture.means.double(), means, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(mixture.variances.double(), variances, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mixture.covariances.double(), variances, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(mixture.weights.double(), weights, atol=1e-6, rtol=1e-5)
     assert torch.equal(mixture.counts, counts)
+
+
+@pytest.mark.parametrize("form", ["diagonal", "full"])
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_covariances_of_a_refresh_against_twin(form: Covariance, k: int, m: int, seed: int) -> None:
+    z, y = sample(40, k, 3, seed)
+    mixture = started(ClassMixture(k, m, 3, form), torch.randn(k, m, 3, generator=seeded(seed + 1)))
+    index = torch.tensor(slow_assign(mixture.means, z, y))
+    expected = torch.zeros(k * m, 3, 3).double()
+    for j in range(k * m):
+        own = z[index == j].double()
+        if len(own):
+            expected[j] = (own - own.mean(0)).T @ (own - own.mean(0)) / len(own)
+    mixture.refresh(Stream(z, y, batch=7), generator=seeded())
+    found = mixture.covariances.flatten(0, 1).double()
+    if form == "diagonal":
+        expected = expected.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["isotropic", "diagonal", "full"])
+def test_rate_of_the_forms_agrees_where_they_say_the_same(form: Covariance) -> None:
+    """Independent dimensions of one variance: all forms give about the mutual information of the channel."""
+    z, y = torch.randn(6000, 3, generator=seeded()), torch.arange(6000) % 2
+    mixture = ClassMixture(2, 1, 3, form)
+    mixture.refresh(Stream(z, y, 500), generator=seeded())
+    assert mixture.rate(0.5) == pytest.approx(math.log(2) + 1.5 * math.log(3), rel=0.01)
+    assert mixture.rate(0.5, shrinkage=1.0) == pytest.approx(mixture.rate(0.5), rel=0.01)
+    assert mixture.shares.sum() == pytest.approx(1.0)
 
 
 def test_means_of_classes_do_not_mix() -> None:
@@ -148,7 +179,7 @@ def test_well_separated_blobs_are_recovered(seed: int) -> None:
         match = torch.cdist(centers[c], mixture.means[c]).argmin(1)
         assert sorted(match.tolist()) == list(range(m))  # each blob has a component of its own
         torch.testing.assert_close(mixture.means[c, match], centers[c], atol=2.0, rtol=0)
-        torch.testing.assert_close(mixture.variances[c, match], deviations[c].square(), rtol=0.35, atol=0)
+        torch.testing.assert_close(mixture.covariances[c, match], deviations[c].square(), rtol=0.35, atol=0)
         torch.testing.assert_close(mixture.weights[c], torch.full((m,), 1 / m))
 
 
@@ -172,8 +203,8 @@ def test_variance_is_about_the_new_center_and_far_from_zero() -> None:
     z = 1000 + torch.randn(500, 8, generator=seeded()) * 0.5
     mixture = ClassMixture(1, 1, 8)
     mixture.refresh(Stream(z, torch.zeros(500, dtype=torch.int64)), generator=seeded())
-    assert float(mixture.variances) == pytest.approx(float(z.double().var(0, correction=0).mean()), rel=1e-3)
-    assert float(mixture.variances) == pytest.approx(0.25, rel=0.1)
+    assert float(mixture.covariances) == pytest.approx(float(z.double().var(0, correction=0).mean()), rel=1e-3)
+    assert float(mixture.covariances) == pytest.approx(0.25, rel=0.1)
 
 
 def test_empty_component_is_seeded_on_the_farthest_feature_of_its_class() -> None:
@@ -184,7 +215,7 @@ def test_empty_component_is_seeded_on_the_farthest_feature_of_its_class() -> Non
     # One a class and pass: two would sit on the same feature.
     assert mixture.means.squeeze(-1).tolist() == [[pytest.approx(10 / 3), 9.0, -200.0], [70.0, 70.0, 40.0]]
     assert mixture.weights.tolist() == [[1, 0, 0], [1, 0, 0]]
-    assert mixture.variances[0, 1] == 0
+    assert mixture.covariances[0, 1] == 0
     mixture.refresh(Stream(z, y, batch=1), generator=seeded())
     assert mixture.means[0].squeeze(-1).tolist() == [0.5, 9.0, 0.0]  # and the third in the next pass
     assert mixture.weights[0].tolist() == [pytest.approx(2 / 3), pytest.approx(1 / 3), 0]
@@ -212,7 +243,7 @@ def test_fewer_features_than_components() -> None:
     mixture = ClassMixture(1, 5, 2)
     mixture.refresh(Stream(z, y), generator=seeded())
     assert mixture.means.isfinite().all()
-    assert mixture.variances.tolist() == [[0.0] * 5]
+    assert mixture.covariances.tolist() == [[0.0] * 5]
     assert float(mixture.weights.sum()) == pytest.approx(1)
     assert sorted(mixture.weights[mixture.weights > 0].tolist()) == [0.5, 0.5]
 
@@ -221,7 +252,7 @@ def test_coinciding_features() -> None:
     mixture = ClassMixture(1, 3, 2)
     mixture.refresh(Stream(torch.ones(10, 2), torch.zeros(10, dtype=torch.int64)), generator=seeded())
     assert torch.equal(mixture.means, torch.ones(1, 3, 2))
-    assert not mixture.variances.any()
+    assert not mixture.covariances.any()
 
 
 def test_passes_over_the_features() -> None:
@@ -256,7 +287,7 @@ def test_lloyd_passes_only_improve() -> None:
     for _ in range(6):
         mixture.refresh(Stream(z, y), generator=seeded())
         share = mixture.counts / mixture.counts.sum()
-        errors.append(float((share.unsqueeze(1) * mixture.weights * mixture.variances).sum()))
+        errors.append(float((share.unsqueeze(1) * mixture.weights * mixture.covariances).sum()))
     assert all(later <= earlier * (1 + 1e-5) for earlier, later in pairwise(errors))
     assert errors[-1] < errors[0]
 
@@ -308,7 +339,7 @@ def test_state_round_trip() -> None:
     for each in (mixture, other):
         each.refresh(Stream(z, y), generator=seeded(8))
     assert all(torch.equal(a, b) for a, b in zip(mixture.state_dict().values(), other.state_dict().values()))
-    assert set(mixture.state_dict()) == {"means", "variances", "weights", "counts", "ready"}
+    assert set(mixture.state_dict()) == {"means", "covariances", "weights", "counts", "ready"}
 
 
 def test_features_with_a_gradient_leave_none_in_the_state() -> None:
@@ -322,8 +353,13 @@ def test_new_mixture_has_equal_weights() -> None:
     mixture = ClassMixture(3, 4, 5)
     assert torch.equal(mixture.weights, torch.full((3, 4), 0.25))
     assert mixture.means.shape == (3, 4, 5)
-    assert mixture.variances.shape == (3, 4)
+    assert mixture.covariances.shape == (3, 4)
     assert mixture.counts.shape == (3,)
+
+
+def test_unknown_form_of_covariance() -> None:
+    with pytest.raises(InputError, match=r"covariance: got 'diag'; accepted: one of .* \(did you mean diagonal\?\)"):
+        ClassMixture(2, 1, 3, "diag")  # type: ignore[arg-type]
 
 
 def test_no_component() -> None:

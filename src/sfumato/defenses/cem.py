@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,32 +12,41 @@ from torch import Tensor
 
 from sfumato.defenses.base import BoundDefense, Context, Defense, Epoch
 from sfumato.errors import InputError
-from sfumato.information import ClassMixture
+from sfumato.information import ClassMixture, RateLoss, reference_loss
 from sfumato.models import SplitModel, output_shape
 
-_GAMMA = 0.01  # the authors' floor under both variances
 _LAST_RATE = 4e-4  # the authors' last learning rate, at and below which the weight is 1
+_VARIANTS = ("reference", "isotropic", "diagonal", "full")
 
 
 @dataclass(frozen=True)
 class CEM(Defense):
-    """Minimize the rate of a Gaussian mixture over the features (Xia et al. 2025, CVPR; algorithm 1).
+    """Minimize the rate R of a Gaussian mixture over the features (Xia et al. 2025, CVPR; theorem 2, algorithm 1).
 
-    The authors' isotropic form. Features of a class are assigned to the nearest of its M centers; for each component
+    Features are assigned to the nearest of M centers of their class. Centers are refreshed once an epoch from one pass
+    over the features. The loss λ·w(t)·R is active from the second epoch, as in the authors' program; being a function
+    of the edge alone, it is simply added to the model's loss (the authors run a second backward pass).
 
-        v = a·(mean squared distance per dimension) + (1 − a)·v_before,  a = min(0.99, 10·b_i / (n_class·weight)),
-        loss = weight · relu(log(v + 0.01) − log(t·σ² + 0.01)),
-
-    summed over components, averaged over the classes in the batch, times λ·w(t). Centers are refreshed once an epoch
-    from one pass over the features. The loss is active from the second epoch, as in the authors' program; being a
-    function of the edge alone, it is simply added to the model's loss (the authors run a second backward pass).
+    ``reference`` is the loss of the authors' program, with which to reproduce their tables
+    (:func:`~sfumato.information.reference_loss`). The other variants are R itself for that form of covariance, with the
+    gradient normalized to the batch's share (:class:`~sfumato.information.RateLoss`), so that λ means the same on any
+    number of images. Their R per dimension is of another size than the authors' loss: with a constant schedule,
+    weights of 0.05 to 0.3 trade about as much accuracy.
 
     Args:
         weight: λ ≥ 0 (paper: 16).
-        components: M per class (authors: 5 with a sigmoid cut, 15 without).
+        components: M per class, or in all where not ``per_class`` (authors: 5 with a sigmoid cut, 15 without).
         schedule: ``authors`` weights by 0.001/lr while lr > 0.0004 and by 1 after, so the pressure grows as the
             learning rate decays; ``constant`` by 1.
-        threshold: t > 0; no pressure on variances below t·σ² (authors: 0.125; 0.0625 for TinyImageNet).
+        threshold: t > 0, of ``reference`` only: no pressure on variances below t·σ² (authors: 0.125; 0.0625 for
+            TinyImageNet).
+        variant: ``reference``, ``isotropic``, ``diagonal`` or ``full`` covariance.
+        per_class: M components for each class (the authors' way), or M in all that know no classes; ``reference`` is
+            per class.
+        shrinkage: 0 to 1, of ``full`` only: how far covariances are drawn to isotropic ones. A component stands for
+            fewer images than a feature has dimensions, and its sample covariance alone would be singular.
+        per_dimension: Weight R/D rather than R, so that λ means the same for features of any size; ``reference`` always
+            does.
     """
 
     name: ClassVar[str] = "cem"
@@ -46,41 +56,52 @@ class CEM(Defense):
     components: int = 5
     schedule: Literal["authors", "constant"] = "authors"
     threshold: float = 0.125
+    variant: Literal["reference", "isotropic", "diagonal", "full"] = "reference"
+    per_class: bool = True
+    shrinkage: float = 0.1
+    per_dimension: bool = True
 
     def __post_init__(self) -> None:
-        self._require(0 <= self.weight < float("inf"), "weight", "a weight of 0 or more")
+        self._require(0 <= self.weight < math.inf, "weight", "a weight of 0 or more")
         self._require(self.components >= 1, "components", "1 or more")
         self._require(self.schedule in ("authors", "constant"), "schedule", "one of authors, constant")
-        self._require(0 < self.threshold < float("inf"), "threshold", "a fraction of the noise variance above 0")
+        self._require(0 < self.threshold < math.inf, "threshold", "a fraction of the noise variance above 0")
+        self._require(self.variant in _VARIANTS, "variant", f"one of {', '.join(_VARIANTS)}")
+        self._require(0 <= self.shrinkage <= 1, "shrinkage", "from 0 to 1")
+        if self.variant == "reference":
+            self._require(self.per_class, "per_class", "true, for the authors' loss is averaged over classes")
+            self._require(self.per_dimension, "per_dimension", "true, for the authors' loss is a mean over dimensions")
 
     def _bind(self, split: SplitModel, generator: torch.Generator) -> BoundDefense:
         if split.feature.noise_variance == 0:
             raise InputError("defense cem", "a channel without Gaussian noise", "Gaussian noise in the same chain")
-        num_classes = _number_of_classes(split)
+        classes = output_shape(split.cloud, split.feature.shape)[0] if self.per_class else 1
         dim = torch.Size(split.feature.shape).numel()
-        return BoundCEM(self, num_classes, dim, split.feature.noise_variance)
+        return BoundCEM(self, classes, dim, split.feature.noise_variance)
 
 
 class BoundCEM(BoundDefense):
     """CEM at work: the mixture, and the loss from it.
 
     Attributes:
-        mixture: The class-conditional mixture over clean features.
+        mixture: The mixture over clean features.
         noise_variance_sent: σ² of the channel.
     """
 
-    def __init__(self, spec: CEM, num_classes: int, dim: int, noise_variance: float) -> None:
+    def __init__(self, spec: CEM, classes: int, dim: int, noise_variance: float) -> None:
         super().__init__()
         self.spec = spec
-        self.mixture = ClassMixture(num_classes, spec.components, dim)
+        form = "isotropic" if spec.variant == "reference" else spec.variant
+        self.mixture = ClassMixture(classes, spec.components, dim, form)
         self.noise_variance_sent = noise_variance
+        self._exact = RateLoss(self.mixture, noise_variance, spec.shrinkage if spec.variant == "full" else 0.0)
 
     def epoch_start(self, epoch: Epoch) -> None:
         """Refresh the mixture, from the second epoch on."""
         if epoch.index >= 1:
 
             def features() -> Iterable[tuple[Tensor, Tensor]]:
-                return ((z.flatten(1), y) for z, y in epoch.features())
+                return ((z.flatten(1), self._component_class(y)) for z, y in epoch.features())
 
             self.mixture.refresh(features, generator=epoch.generator)
 
@@ -91,58 +112,33 @@ class BoundCEM(BoundDefense):
         return {"cem": self.spec.weight * self._pressure(ctx.lr) * self.rate(ctx.z_clean, ctx.y)}
 
     def rate(self, z: Tensor, y: Tensor) -> Tensor:
-        """The authors' loss on one batch, before its weight; updates the running variances and weights."""
-        mixture = self.mixture
-        k, m, d = mixture.means.shape
-        z = z.flatten(1)
-        index = mixture.assign(z, y)
-        distance = (z - mixture.means.view(k * m, d)[index]).square().mean(1)
-        counts = torch.bincount(index, minlength=k * m).to(z.dtype)
-        batch = distance.new_zeros(k * m).index_add(0, index, distance) / counts.clamp_min(1)
+        """The variant's loss on one batch, before its weight; follows the mixture's running values.
 
-        # Copies: the running values below change before the backward pass reads these.
-        weights, before = mixture.weights.flatten().clone(), mixture.variances.flatten().clone()
-        expected = mixture.counts.repeat_interleave(m) * weights
-        a = (10 * counts / expected.clamp_min(torch.finfo(z.dtype).tiny)).clamp_max(0.99) * (counts > 0)
-        variance = a * batch + (1 - a) * before
-        floor = torch.tensor(self.spec.threshold * self.noise_variance_sent + _GAMMA, device=z.device).log()
-        loss = (weights * ((variance + _GAMMA).log() - floor).relu()).view(k, m).sum(1)
-        present = counts.view(k, m).sum(1)
-        self._track(variance.detach(), counts, present)
-        return (loss * (present > 0)).sum() / (present > 0).sum()
+        Args:
+            z: Clean features (N, ...).
+            y: Labels (N,).
+        """
+        z, y = z.flatten(1), self._component_class(y)
+        if self.spec.variant == "reference":
+            return reference_loss(self.mixture, z, y, self.spec.threshold * self.noise_variance_sent)
+        rate = self._exact(z, y)
+        return rate / z.shape[1] if self.spec.per_dimension else rate
 
     def theory(self) -> dict[str, float]:
-        """The mixture's rate R under the isotropic model, in nats (CEM, theorem 2).
+        """R of the mixture in nats (CEM, theorem 2), an upper bound on I(z; z') where features are such a mixture.
 
-        R = Σ π_i(−log π_i + ½·D·log((v_i + σ²)/σ²)), an upper bound on I(z; z') for the mixture; π_i is the share of
-        the class times the weight within it.
+        A full covariance of fewer images than dimensions misses directions, and its R is too low; shrinkage helps.
         """
-        mixture = self.mixture
-        if not bool(mixture.ready):
+        if not bool(self.mixture.ready):
             return {}
-        share = mixture.counts / mixture.counts.sum()
-        pi = (share.unsqueeze(1) * mixture.weights).double()
-        dim, noise = mixture.means.shape[2], self.noise_variance_sent
-        growth = 0.5 * dim * torch.log1p(mixture.variances.double() / noise)
-        rate = -torch.special.xlogy(pi, pi).sum() + (pi * growth).sum()
-        return {"cem_rate_nats": float(rate), "cem_rate_nats_per_dimension": float(rate) / dim}
+        rate = self.mixture.rate(self.noise_variance_sent, shrinkage=self._exact.shrinkage)
+        return {"cem_rate_nats": rate, "cem_rate_nats_per_dimension": rate / self.mixture.means.shape[-1]}
+
+    def _component_class(self, y: Tensor) -> Tensor:
+        return y if self.spec.per_class else torch.zeros_like(y)
 
     def _pressure(self, lr: float) -> float:
         # A hair above the authors' last rate, which 0.05·0.2³ misses by one rounding.
         if self.spec.schedule == "constant" or lr <= _LAST_RATE * (1 + 1e-6):
             return 1.0
         return 0.001 / lr
-
-    @torch.no_grad()
-    def _track(self, variance: Tensor, counts: Tensor, present: Tensor) -> None:
-        mixture = self.mixture
-        k, m = mixture.weights.shape
-        mixture.variances.copy_(variance.view(k, m))
-        # Equation 5 within each class: weights keep their sum of 1.
-        step = counts.view(k, m) - present.unsqueeze(1) * mixture.weights
-        # A class that the last pass saw less of than this batch holds would get a weight below 0.
-        mixture.weights += step / mixture.counts.maximum(present).clamp_min(1).unsqueeze(1)
-
-
-def _number_of_classes(split: SplitModel) -> int:
-    return output_shape(split.cloud, split.feature.shape)[0]

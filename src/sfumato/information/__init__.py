@@ -2,7 +2,7 @@
 
 from sfumato.information.beds import Bed, Estimate, Figures, LinearChannel
 from sfumato.information.dependence import distance_correlation
-from sfumato.information.gaussian import add_variance, log_densities, log_determinants
+from sfumato.information.gaussian import add_variance, log_densities, log_determinants, shrink
 from sfumato.information.mixture import ClassMixture
 from sfumato.information.rate import (
     conditional_entropy_bound,
@@ -11,6 +11,7 @@ from sfumato.information.rate import (
     mmse_bound,
     relative_conditional_entropy,
 )
+from sfumato.information.rate_loss import RateLoss, reference_loss
 from sfumato.information.standard_beds import STANDARD_BEDS, StandardBed
 from sfumato.information.testbeds import GaussianMixture, LinearGaussian
 
@@ -23,6 +24,7 @@ __all__ = [
     "GaussianMixture",
     "LinearChannel",
     "LinearGaussian",
+    "RateLoss",
     "StandardBed",
     "add_variance",
     "conditional_entropy_bound",
@@ -32,5 +34,7 @@ __all__ = [
     "log_determinants",
     "mixture_rate",
     "mmse_bound",
+    "reference_loss",
     "relative_conditional_entropy",
+    "shrink",
 ]

@@ -22,6 +22,21 @@ def add_variance(covariances: Tensor, variance: float | Tensor) -> Tensor:
     return covariances + variance * torch.eye(covariances.shape[-1], dtype=covariances.dtype, device=covariances.device)
 
 
+def shrink(covariances: Tensor, amount: float) -> Tensor:
+    """(1 − s)·Σ + s·(tr Σ/D)·I: full or diagonal covariances drawn to isotropic ones, which keep their trace.
+
+    Args:
+        covariances: (M,), (M, D) or (M, D, D).
+        amount: s from 0 to 1.
+    """
+    if covariances.ndim == 1 or amount == 0:
+        return covariances
+    if covariances.ndim == 2:
+        return torch.lerp(covariances, covariances.mean(1, keepdim=True), amount)
+    mean = covariances.diagonal(dim1=1, dim2=2).mean(1)
+    return (1 - amount) * covariances + torch.diag_embed(amount * mean.unsqueeze(1).expand(covariances.shape[:2]))
+
+
 def log_determinants(covariances: Tensor, dim: int | None = None) -> Tensor:
     """log|Σ_i| of each component, (M,); differentiable.
 

@@ -3,49 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import InputError
+from sfumato.errors import InputError, one_of
+from sfumato.information.gaussian import shrink
+from sfumato.information.grouping import add_outer_products, group_sums
+from sfumato.information.rate import mixture_rate
 
+Covariance = Literal["isotropic", "diagonal", "full"]
 _SAMPLES_PER_COMPONENT = 20
 
 
 class ClassMixture(nn.Module):
-    """M isotropic Gaussian components for each of K classes; all state in buffers.
+    """M Gaussian components for each of K classes; all state in buffers.
 
     Started by k-means++ (Arthur & Vassilvitskii 2007) on a sample of each class, refreshed by one Lloyd pass over
     a stream of features, warm-started. Memory does not grow with the data: a pass keeps sums only. A component that
-    a pass leaves empty is re-seeded on the feature of its class farthest from its center.
+    a pass leaves empty is re-seeded on the feature of its class farthest from its center. Between passes,
+    :meth:`track` follows the features batch by batch. For a mixture that knows no classes, let K be 1 and y be 0.
 
     Args:
         num_classes: K.
         components: M per class.
         dim: Dimension D of a flattened feature.
+        covariance: ``isotropic`` (one variance a component: the mean over dimensions), ``diagonal`` or ``full``, whose
+            K·M·D² numbers are the largest thing here.
 
     Attributes:
         means: (K, M, D).
-        variances: (K, M); mean squared distance to the center per dimension.
+        covariances: About the centers: (K, M), (K, M, D) or (K, M, D, D), by the form.
         weights: (K, M), summing to 1 within a class.
         counts: (K,), images of each class in the last pass.
+        ready: Whether there was a pass.
+
+    Raises:
+        InputError: No component, or an unknown form of covariance.
     """
 
     means: Tensor
-    variances: Tensor
+    covariances: Tensor
     weights: Tensor
     counts: Tensor
     ready: Tensor
 
-    def __init__(self, num_classes: int, components: int, dim: int) -> None:
+    def __init__(self, num_classes: int, components: int, dim: int, covariance: Covariance = "isotropic") -> None:
         super().__init__()
         if components < 1:
             raise InputError("components", components, "1 or more")
+        if covariance not in get_args(Covariance):
+            raise InputError("covariance", covariance, one_of(get_args(Covariance), covariance))
+        form = {"isotropic": (), "diagonal": (dim,), "full": (dim, dim)}[covariance]
         self.register_buffer("means", torch.zeros(num_classes, components, dim))
-        self.register_buffer("variances", torch.zeros(num_classes, components))
+        self.register_buffer("covariances", torch.zeros(num_classes, components, *form))
         self.register_buffer("weights", torch.full((num_classes, components), 1 / components))
         self.register_buffer("counts", torch.zeros(num_classes))
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
+
+    @property
+    def shares(self) -> Tensor:
+        """π_i of every component, (K·M,): the share of its class in the last pass times its weight in the class."""
+        total = self.counts.sum().clamp_min(1)
+        return (self.counts.unsqueeze(1) / total * self.weights).flatten()
+
+    def rate(self, noise_variance: float, *, shrinkage: float = 0.0) -> float:
+        """R of theorem 2 in nats for a channel with noise of that variance, in double precision.
+
+        Args:
+            noise_variance: σ² > 0.
+            shrinkage: Of the covariances; see :func:`~sfumato.information.shrink`.
+        """
+        shares = self.shares.double()
+        covariances = shrink(self.covariances.double().flatten(0, 1), shrinkage)
+        return float(mixture_rate(shares / shares.sum(), covariances, noise_variance, dim=self.means.shape[-1]))
 
     def assign(self, z: Tensor, y: Tensor) -> Tensor:
         """Nearest component of each feature's own class.
@@ -94,25 +126,44 @@ class ClassMixture(nn.Module):
             chance = member * nearest
             chance = torch.where(chance.sum(1, keepdim=True) > 0, chance, member)  # all features on the centers
 
+    @torch.no_grad()
+    def track(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Follow the weights by one batch (CEM, equation 5, within each class: they keep their sum of 1).
+
+        Args:
+            index: (N,) component of each feature, as :meth:`assign` gives it.
+
+        Returns:
+            b_i, features of the batch in each component, and n·π_i, images that the component stood for before,
+            each (K·M,).
+        """
+        k, m = self.weights.shape
+        found = torch.bincount(index, minlength=k * m).to(self.weights.dtype).view(k, m)
+        expected = self.counts.unsqueeze(1) * self.weights
+        present = found.sum(1, keepdim=True)
+        # A class that the last pass saw less of than this batch holds would get a weight below 0.
+        n = self.counts.unsqueeze(1).maximum(present).clamp_min(1)
+        self.weights += (found - present * self.weights) / n
+        return found.flatten(), expected.flatten()
+
     def _lloyd(self, features: Iterable[tuple[Tensor, Tensor]]) -> None:
         k, m, d = self.means.shape
         counts, sums = self.means.new_zeros(k * m), self.means.new_zeros(k * m, d)
-        squares = self.means.new_zeros(k * m)
+        squares = torch.zeros_like(self.covariances).flatten(0, 1)
         farthest, strays = self.means.new_full((k,), -1.0), torch.zeros_like(self.means[:, 0])
         flat = self.means.view(k * m, d)
         for z, y in features:
             index = self.assign(z, y)
             residual = z - flat[index]
             distance = residual.square().sum(1)
-            counts.index_add_(0, index, torch.ones_like(distance))
+            counts += torch.bincount(index, minlength=k * m)
             # Sums of residuals, not of features: the variance below would cancel for features far from zero.
-            sums.index_add_(0, index, residual)
-            squares.index_add_(0, index, distance)
+            sums += group_sums(residual, index, k * m)
+            _add_squares(squares, residual, distance, index)
             _keep_farthest(farthest, strays, distance, z, y)
         shift = sums / counts.clamp_min(1).unsqueeze(1)
-        variances = (squares / counts.clamp_min(1) - shift.square().sum(1)).clamp_min(0) / d
         self.means += shift.view(k, m, d)
-        self.variances.copy_(variances.view(k, m))
+        self.covariances.copy_(_about(shift, squares, counts).view_as(self.covariances))
         per_class = counts.view(k, m).sum(1)
         self.counts.copy_(per_class)
         self.weights.copy_(counts.view(k, m) / per_class.clamp_min(1).unsqueeze(1))
@@ -122,6 +173,26 @@ class ClassMixture(nn.Module):
         empty = (counts == 0) & (farthest >= 0).unsqueeze(1)
         first = empty & (empty.cumsum(1) == 1)  # one a class and pass: two would sit on the same feature
         self.means.copy_(torch.where(first.unsqueeze(-1), strays.unsqueeze(1), self.means))
+
+
+def _add_squares(sums: Tensor, residual: Tensor, distance: Tensor, index: Tensor) -> None:
+    """Second moments of the residuals of each component, in the form of its covariance."""
+    if sums.ndim == 1:
+        sums += group_sums(distance / residual.shape[1], index, len(sums))
+    elif sums.ndim == 2:
+        sums += group_sums(residual.square(), index, len(sums))
+    else:
+        add_outer_products(sums, residual, index)
+
+
+def _about(shift: Tensor, squares: Tensor, counts: Tensor) -> Tensor:
+    """Covariances about the shifted centers, from second moments about the old ones."""
+    moments = squares / counts.clamp_min(1).view(-1, *(1,) * (squares.ndim - 1))
+    if squares.ndim == 1:
+        return (moments - shift.square().mean(1)).clamp_min(0)
+    if squares.ndim == 2:
+        return (moments - shift.square()).clamp_min(0)
+    return moments.baddbmm_(shift.unsqueeze(2), shift.unsqueeze(1), alpha=-1)
 
 
 def _reservoir(

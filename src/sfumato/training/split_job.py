@@ -175,7 +175,9 @@ class SplitJob:
             group["lr"] = rate
 
     def _epoch(self, index: int) -> Epoch:
-        return Epoch(index, self._training.epochs, self._features, self._generator)
+        # A stream of its own each epoch, the same in every process: what a hook draws must not set them apart.
+        generator = self._runtime.generator(self._seed + 1_000_003 * (index + 1), shared=True)
+        return Epoch(index, self._training.epochs, self._features, generator)
 
     def _features(self) -> Iterable[tuple[Tensor, Tensor]]:
         was_training = self.split.training
