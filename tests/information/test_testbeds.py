@@ -315,6 +315,15 @@ def test_draws_have_the_moments_of_the_bed() -> None:
 
 
 @pytest.mark.parametrize("kind", [gaussian, mixture])
+def test_share_of_pixels_outside_an_interval(kind) -> None:
+    bed = kind(4, 2, 0.5)
+    x, _ = bed.draw(20_000, generator=generator())
+    for low, high in ((-0.5, 0.7), (-2.0, 0.1), (-9.0, 9.0)):
+        outside = ((x < low) | (x > high)).double().mean()
+        assert bed.share_outside(low, high) == pytest.approx(float(outside), abs=0.015)
+
+
+@pytest.mark.parametrize("kind", [gaussian, mixture])
 def test_white_noise_adds_to_every_component(kind) -> None:
     bed = kind(4, 2, 0.5)
     noisy = bed.with_white_noise(0.25)

@@ -23,6 +23,7 @@ CALIBRATION_ATTACK = DecoderAttack(depth=1, width=16, epochs=15, lr=0.01, batch_
 NEAR = 0.03
 """An attack whose error exceeds the mmse by no more than this share has found the minimum."""
 _ROUNDING_VARIANCE = 1 / 12 / 255**2
+_MOST_CLIPPED = 1e-3
 _DOUBT = 4.0
 _ROUNDOFF = 1e-9
 
@@ -118,12 +119,12 @@ def images_of(bed: Bed, count: int, *, generator: torch.Generator, name: str = "
         name: For people.
 
     Raises:
-        InputError: More than one pixel in a thousand would be clipped, which the bed's figures do not know of.
+        InputError: More than one pixel in a thousand is to be clipped, which the bed's figures do not know of.
     """
+    clipped = bed.share_outside(0, 1)
+    if clipped > _MOST_CLIPPED:
+        raise InputError(f"{name}: pixels outside [0, 1]", f"{clipped:.2%}", f"at most {_MOST_CLIPPED:.1%} of them")
     x, component = bed.draw(count, generator=generator)
-    clipped = float(((x < 0) | (x > 1)).double().mean())
-    if clipped > 1e-3:
-        raise InputError(f"{name}: pixels outside [0, 1]", f"{clipped:.2%}", "a bed of which at most 0.1% are clipped")
     pixels = (x * 255).round().clamp(0, 255).to(torch.uint8)
     return ImageSet(pixels, component, tuple(f"component {i}" for i in range(bed.components)), name)
 

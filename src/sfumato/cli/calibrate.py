@@ -102,10 +102,10 @@ def _as_json(row: Calibration) -> dict[str, Any]:
 def _table(found: Sequence[Calibration]) -> Table:
     attacked = found[0].attack is not None
     # Without rules between the columns it fits into 80 characters.
-    table = Table(title="calibration", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title="calibration", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0)
     for column in ("bed", "d", "σ", "H(x|z)", "I", "R", "bound", "mmse", "best", *(("attack", "ratio") * attacked)):
         table.add_column(column, justify="left" if column == "bed" else "right", no_wrap=True)
-    table.add_column("verdict", overflow="fold")
+    table.add_column("verdict", overflow="fold", min_width=9)
     for row in found:
         f = row.figures
         entropies = [f.conditional_entropy.value, f.information.value, f.rate]

@@ -119,5 +119,8 @@ class Bed(Protocol):
     def figures(self, *, generator: torch.Generator, samples: int = 20_000, method: Method = "auto") -> Figures:
         """Everything known of the bed; draws only what has no closed form."""
 
+    def share_outside(self, low: float, high: float) -> float:
+        """Expected share of pixels below ``low`` or above ``high``."""
+
     def with_white_noise(self, variance: float) -> Self:
         """The bed of images that carry white noise of this variance before they are sent."""

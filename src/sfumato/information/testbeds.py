@@ -94,6 +94,13 @@ class GaussianMixture:
             left = self._integrated(left)
         return self._assemble(left)
 
+    def share_outside(self, low: float, high: float) -> float:
+        """Expected share of pixels below ``low`` or above ``high``."""
+        spreads = self.covariances.diagonal(dim1=1, dim2=2).sqrt()
+        below = torch.special.ndtr((low - self._flat_means) / spreads)
+        above = torch.special.ndtr((self._flat_means - high) / spreads)
+        return float(self.weights @ (below + above).mean(1))
+
     def with_white_noise(self, variance: float) -> Self:
         """The bed of images that carry white noise of this variance before they are sent."""
         return replace(self, covariances=add_variance(self.covariances, variance))
@@ -288,6 +295,10 @@ class LinearGaussian:
     ) -> Figures:
         """Everything known of the bed, exactly; draws nothing, whatever the arguments."""
         return self._mixture._assemble(self._mixture._single())
+
+    def share_outside(self, low: float, high: float) -> float:
+        """Expected share of pixels below ``low`` or above ``high``."""
+        return self._mixture.share_outside(low, high)
 
     def with_white_noise(self, variance: float) -> Self:
         """The bed of images that carry white noise of this variance before they are sent."""
