@@ -124,7 +124,7 @@ def test_what_is_known_is_what_is_measured(name: str, sigma: float) -> None:
 
 
 def test_rounding_to_8_bits_is_not_forgotten() -> None:
-    """Where pixels vary by less than a step of 1/255, a bed that knew nothing of rounding would be wrong by a seventh."""
+    """Where pixels vary by less than a step of 1/255, a bed without rounding would be wrong by a seventh."""
     white = bed_of("white", 0.1)
     assert isinstance(white, LinearGaussian)
     faint = replace(white, covariance=0.003**2 * torch.eye(144))

@@ -50,6 +50,11 @@ def test_all_beds_at_two_noise_levels(few, capsys):
         assert row["measured"]["error"] > 0
 
 
+def test_the_whole_range_of_noise_holds(few, capsys):
+    content = told(capsys, "calibrate", "--no-attack", "--sigma", "1e-5", "1e-3", "1000")
+    assert [row["verdict"] for row in content["rows"]] == ["holds"] * 12
+
+
 def test_options(few, capsys):
     content = told(capsys, "calibrate", "--no-attack", "--bed", "moods", "white", "--sigma", "0.2", "0.5")
     assert [(row["bed"], row["figures"]["sigma"]) for row in content["rows"]] == [
@@ -121,6 +126,8 @@ def test_interrupted(capsys, monkeypatch):
     [
         (["--sigma", "0"], "sigma: got 0.0"),
         (["--sigma", "0.1", "-1"], "sigma: got -1.0"),
+        (["--sigma", "1e-6"], "1e-05 to 1000"),
+        (["--sigma", "1e4"], "1e-05 to 1000"),
         (["--sigma", "nan"], "sigma: got nan"),
         (["--sigma", "inf"], "sigma: got inf"),
         (["--sigma", "much"], "much"),

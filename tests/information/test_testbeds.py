@@ -229,6 +229,19 @@ def test_standard_errors_are_honest() -> None:
         assert abs(float(scores.mean())) < 0.6, name
 
 
+@pytest.mark.parametrize("sigma", [1e-4, 1e-6])
+def test_where_next_to_nothing_is_left(sigma: float) -> None:
+    """The mmse is a millionth of a millionth of the prior variance, and right to many digits."""
+    bed = gaussian(5, 5, sigma)
+    s, w = bed.covariance.numpy(), bed.channel.weight.numpy()
+    p = np.linalg.inv(np.linalg.inv(s) * sigma**2 + w.T @ w) * sigma**2
+    f = bed.figures()
+    assert f.mmse.value == pytest.approx(np.trace(p) / 5, rel=1e-8)
+    assert f.linear_mse == pytest.approx(f.mmse.value, rel=1e-8)
+    white = LinearGaussian(torch.zeros(1, 1, 3), torch.eye(3), LinearChannel(torch.eye(3), sigma, (3,))).figures()
+    assert white.bound.value == pytest.approx(white.mmse.value, rel=1e-9)
+
+
 def test_more_samples_less_error() -> None:
     bed = mixture(4, 2, 0.5)
     few, many = (bed.figures(generator=generator(), samples=n) for n in (1000, 16_000))
@@ -372,6 +385,10 @@ BAD = {
     "negative weight": (
         lambda: replace(mixture(2, 1, 1.0), weights=torch.tensor([1.5, -0.3, -0.2])),
         "positive",
+    ),
+    "degenerate": (
+        lambda: LinearGaussian(torch.zeros(1, 1, 2), torch.eye(2), LinearChannel(torch.ones(3, 2), 1e-12, (3,))),
+        "sigma",
     ),
     "quadrature of many": (lambda: mixture(4, 2, 1.0).figures(generator=generator(), method="quadrature"), "method"),
     "samples": (lambda: mixture(4, 2, 1.0).figures(generator=generator(), samples=5), "samples"),

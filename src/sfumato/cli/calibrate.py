@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_
-import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from sfumato.training import Bar, Runtime, make_fabric
 BROKEN = 3
 """Exit code where an inequality does not hold."""
 _SIGMAS = (0.03, 0.1)
+_RANGE = (1e-5, 1e3)
 _INTERRUPTED = 130
 _MOST_SEEDS = 2**31
 
@@ -73,7 +73,9 @@ def calibrate_command(
 
 
 def _wrong(sigmas: Sequence[float], names: Sequence[str]) -> list[InputError]:
-    wrong = [InputError("sigma", s, "a standard deviation above 0") for s in sigmas if not 0 < s < math.inf]
+    low, high = _RANGE
+    accepted = f"a standard deviation from {low:g} to {high:g}: features are sent in single precision"
+    wrong = [InputError("sigma", s, accepted) for s in sigmas if not low <= s <= high]
     if not sigmas:
         wrong.append(InputError("sigma", "none", "one or more standard deviations"))
     return wrong + [InputError("bed", n, one_of(STANDARD_BEDS, n)) for n in names if n not in STANDARD_BEDS]

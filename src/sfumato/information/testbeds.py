@@ -50,6 +50,9 @@ class GaussianMixture:
         for name in ("weights", "means", "covariances"):
             object.__setattr__(self, name, getattr(self, name).detach().double())
         _check(self.weights, self.means, self.covariances, self.channel)
+        object.__setattr__(self, "weights", self.weights / self.weights.sum())  # to the last digit
+        if int(torch.linalg.cholesky_ex(self._feature_covariances).info.count_nonzero()) > 0:
+            raise InputError("channel.sigma", self.channel.sigma, "more noise: z is degenerate in double precision")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -130,15 +133,13 @@ class GaussianMixture:
 
     @cached_property
     def _gains(self) -> Tensor:
-        """Wiener filters S_i·Wᵀ·(W·S_i·Wᵀ + σ²I)⁻¹, (M, d, D)."""
-        cross = self.channel.weight @ self.covariances  # (M, D, d)
-        return torch.cholesky_solve(cross, torch.linalg.cholesky(self._feature_covariances)).mT
+        """Wiener filters of the components, (M, d, D)."""
+        return _wiener(self.covariances, self.channel)
 
     @cached_property
     def _left_variances(self) -> Tensor:
         """Tr Cov(x | z, c = i), (M,)."""
-        seen = (self._gains * (self.channel.weight @ self.covariances).mT).sum((1, 2))
-        return self.covariances.diagonal(dim1=1, dim2=2).sum(1) - seen
+        return _linear_errors(self._gains, self._factors, self.channel)
 
     @cached_property
     def _covariance(self) -> Tensor:
@@ -148,11 +149,9 @@ class GaussianMixture:
         return within + torch.einsum("m,mi,mj->ij", self.weights, spread, spread)
 
     def _linear_error(self) -> float:
-        weight = self.channel.weight
-        cross = weight @ self._covariance  # (D, d)
-        factor = torch.linalg.cholesky(add_variance((cross @ weight.T).unsqueeze(0), self.channel.sigma**2)[0])
-        seen = torch.linalg.solve_triangular(factor, cross, upper=False).square().sum()
-        return float(self._covariance.trace() - seen)
+        """E‖x − the best linear reconstruction‖²."""
+        whole = self._covariance.unsqueeze(0)
+        return float(_linear_errors(_wiener(whole, self.channel), torch.linalg.cholesky(whole), self.channel))
 
     def _draw_of(self, component: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(len(component), self._flat_means.shape[1], generator=generator, dtype=torch.float64)
@@ -318,6 +317,22 @@ class _Left:
     given_z: Estimate
     difference: Estimate
     mmse: Estimate
+
+
+def _wiener(covariances: Tensor, channel: LinearChannel) -> Tensor:
+    """S_i·Wᵀ·(W·S_i·Wᵀ + σ²I)⁻¹, (M, d, D)."""
+    cross = channel.weight @ covariances  # (M, D, d)
+    feature = add_variance(cross @ channel.weight.T, channel.sigma**2)
+    return torch.cholesky_solve(cross, torch.linalg.cholesky(feature)).mT
+
+
+def _linear_errors(gains: Tensor, factors: Tensor, channel: LinearChannel) -> Tensor:
+    """E‖x − G·z‖² of centered x with covariances L·Lᵀ, (M,).
+
+    ‖(I − G·W)·L‖² + σ²‖G‖² equals tr S − tr G·W·S for a Wiener filter, and does not cancel where little is left.
+    """
+    missed = factors - gains @ (channel.weight @ factors)
+    return missed.square().sum((1, 2)) + channel.sigma**2 * gains.square().sum((1, 2))
 
 
 def _gaussian_entropies(covariances: Tensor) -> Tensor:
