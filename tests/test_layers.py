@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "sfumato"
 # From low to high; CONTRIBUTING.md shows the same line.
 ORDER = (
-    *("errors", "storage", "arguments", "information", "data", "models", "metrics"),
+    *("errors", "storage", "arguments", "progress", "information", "data", "models", "metrics"),
     *("defenses", "training", "attacks", "audit", "report", "cli"),
 )
 MODULES = sorted(SRC.rglob("*.py"))

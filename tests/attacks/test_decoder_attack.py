@@ -143,6 +143,14 @@ def test_arguments_are_validated(field: str, value: Any) -> None:
         DecoderAttack(**{field: value})
 
 
+def test_only_a_map_no_larger_than_the_image_is_attacked() -> None:
+    SMALL.check((3, 50, 50), (8, 12, 12))
+    SMALL.check((3, 32, 48), (8, 8, 8))
+    for shape in ((128,), (8, 51, 12), (8, 12, 51)):
+        with pytest.raises(InputError, match="no side longer"):
+            SMALL.check((3, 50, 50), shape)
+
+
 def test_divergence_is_flagged() -> None:
     made = attack(dataclasses.replace(SMALL, lr=1e30))
     assert made.diverged

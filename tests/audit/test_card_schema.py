@@ -72,6 +72,16 @@ def test_an_attack_that_judged_no_image_is_refused(card):
         Card.model_validate(content)
 
 
+def test_figures_of_different_numbers_of_images_are_refused(card, tmp_path):
+    content = json.loads(card.model_dump_json())
+    content["attacks"][0]["test_ssim"].pop()
+    with pytest.raises(ValidationError, match="test_mse is of 24 images, test_ssim of 23"):
+        Card.model_validate(content)
+    (tmp_path / "card.json").write_text(json.dumps(content))
+    with pytest.raises(CorruptFileError, match=r"attacks\.0: .*test_ssim of 23"):
+        Card.load(tmp_path / "card.json")
+
+
 def test_a_full_disk_leaves_the_old_card(card, tmp_path, monkeypatch):
     path = tmp_path / "card.json"
     card.save(path)

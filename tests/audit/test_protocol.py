@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,8 @@ def test_another_label_is_the_same_run(finished, monkeypatch):
     [
         {"seed": 1},
         {"training": {"lr": 0.01}},
+        {"training": {"augment": "flip"}},
+        {"training": {"augment": "preset"}},
         {"model": {"width": 0.05}},
         {"data": {"train_limit": 280}},
         {"defenses": [{"recipe": "noise", "sigma": 0.5}]},
@@ -122,15 +125,33 @@ def test_another_label_is_the_same_run(finished, monkeypatch):
     ],
 )
 def test_whatever_determines_the_weights_is_in_the_address(finished, tiny_settings, change, runtime):
-    from sfumato.audit.runs import address, checksum_of
+    from sfumato.audit.runs import address
 
     _, settings, _ = finished
     other = load_settings([tiny_settings, {"defenses": ["none"]}, change])
     found = [
-        address(s, next(iter(s.resolved_defenses().values())), checksum_of(load_data(s.data, s.seed)), runtime)
+        address(s, next(iter(s.resolved_defenses().values())), load_data(s.data, s.seed), runtime)
         for s in (settings, other)
     ]
     assert found[0] != found[1]
+
+
+def test_the_address_and_the_card_name_the_augmentation_and_not_where_it_came_from(tmp_path, tiny_settings, runtime):
+    from sfumato.audit.runs import address
+    from sfumato.data import Augment
+
+    def at(augment, own):
+        settings = load_settings([tiny_settings, {"defenses": ["none"], "training": {"augment": augment}}])
+        splits = replace(load_data(settings.data, settings.seed), augment=own)
+        return address(settings, settings.resolved_defenses()["none"], splits, runtime)
+
+    flip = Augment(crop_padding=0, flip=True, rotation=0)
+    assert at("preset", flip) == at("flip", None)
+    assert at("preset", None) == at("none", flip)
+    assert len({at("preset", own) for own in (None, flip, Augment(3, True, 0), Augment(0, True, 1))}) == 4
+    settings = load_settings([tiny_settings, {"defenses": ["none"], "training": {"augment": "preset", "epochs": 1}}])
+    told = audit(settings, root=tmp_path, runtime=runtime)[0].training.arguments["augment"]
+    assert told == {"crop_padding": 4, "flip": False, "rotation": 0.0}
 
 
 def test_a_damaged_card_is_made_anew_and_is_the_same(tmp_path, tiny_settings, runtime):

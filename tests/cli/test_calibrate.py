@@ -10,7 +10,6 @@ import pytest
 from sfumato.attacks import DecoderAttack
 from sfumato.audit import Attacked, Calibration, Sizes
 from sfumato.cli import run
-from sfumato.errors import Interrupted
 from sfumato.information import STANDARD_BEDS, Estimate
 
 CALIBRATE = ["calibrate", "--bed", "smooth", "--sigma", "0.05"]
@@ -112,7 +111,7 @@ def test_a_broken_inequality_is_exit_code_3(few, capsys, monkeypatch):
 
 def test_interrupted(capsys, monkeypatch):
     def stopped(*_: object, **__: object) -> Calibration:
-        raise Interrupted("stopped")
+        raise KeyboardInterrupt
 
     monkeypatch.setattr("sfumato.cli.calibrate.measure", stopped)
     assert run(CALIBRATE) == 130

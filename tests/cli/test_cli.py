@@ -5,15 +5,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+import torch
 import yaml
+from PIL import Image
 
-from sfumato.audit import Card
+from sfumato.audit import Card, load_settings, preset
+from sfumato.audit.settings import PRESETS as AUDITS
 from sfumato.audit.settings import Settings
 from sfumato.cli import run
 from sfumato.cli.catalogue import CATALOGUE
+from sfumato.data import PRESETS
+from sfumato.models import BACKBONES, build, split
 
 
 @pytest.fixture
@@ -41,9 +47,28 @@ def test_audit_report_attack_and_train_hang_together(config, tmp_path, capsys):
     weaker = '{"attack": "decoder", "depth": 0, "width": 2, "epochs": 1}'
     assert run(["attack", runs[1]["run"], "--attacks", weaker, "--evaluation.threat-model", "black-box", "--json"]) == 0
     capsys.readouterr()
-    card = Card.load(next((tmp_path / "sfumato-page" / "cards").iterdir()))
+    card = Card.load(next((tmp_path / "sfumato-attack" / "cards").iterdir()))
     assert (card.defense.label, card.attacks[0].threat_model) == ("cem", "black-box")
     assert card.attacks[0].attack.arguments["width"] == 2
+
+    cards = [str(tmp_path / folder / "cards") for folder in ("sfumato-page", "sfumato-attack")]
+    assert run(["report", *cards, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 3
+    assert len(list((tmp_path / "sfumato-report" / "cards").iterdir())) == 3
+    kept = tmp_path / "sfumato-page"
+    assert (kept / "page.html").read_bytes() == (tmp_path / "again" / "page.html").read_bytes(), (
+        "the audit's page stays"
+    )
+    assert len(list((kept / "cards").iterdir())) == 2
+
+
+def test_images_of_an_ordinary_size_are_audited(config, tmp_path, capsys):
+    """50 pixels: 48 is what doubling the feature's 12 comes to."""
+    flags = ["--data.image_size", "50", "--defenses", "none", "noise", "--training.epochs", "1"]
+    assert run(["audit", "--config", config, *flags]) == 0
+    card = Card.load(tmp_path / "sfumato-page" / "cards" / "01-noise.json")
+    assert (card.data.image_shape, card.model.feature_shape[1:]) == ((1, 50, 50), (12, 12))
+    assert card.attacks[0].test.mse > 0
 
 
 def test_what_is_not_ours_in_the_folder_of_cards_stays(config, tmp_path, capsys):
@@ -61,6 +86,19 @@ def test_the_terminal_shows_table_verdict_and_page(config, capsys):
     assert "Defense" in shown
     assert "page.html" in shown
     assert "certificate" in shown
+
+
+def test_a_bar_shows_how_far_the_images_are_decoded(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for label in ("a", "b"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(40):
+            Image.new("L", (32, 32), 3 * i).save(tmp_path / "photos" / label / f"{i}.png")
+    flags = ["--data.source", "photos", "--defenses", "none", "--training.batch_size", "16"]
+    assert run(["train", "--config", config, *flags]) == 0
+    assert "decode photos" in capsys.readouterr().err
+    assert run(["train", "--config", config, *flags, "--seed", "1"]) == 0
+    assert "decode photos" not in capsys.readouterr().err
 
 
 def test_flags_override_the_file(config, capsys):
@@ -81,6 +119,55 @@ def test_list(kind, capsys):
     assert told[kind][0]["name"] in capsys.readouterr().out
 
 
+def listed(kind, capsys, monkeypatch):
+    """Rows by name as JSON, and the table's text without frames, spaces and line ends."""
+    monkeypatch.setenv("COLUMNS", "250")
+    assert run(["list", kind, "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)[kind]}
+    assert run(["list", kind]) == 0
+    columns = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    return rows, "".join("".join(column) for column in zip(*columns, strict=True)).replace(" ", "")
+
+
+def test_list_data_says_where_from_on_what_terms_and_what_is_done_to_it(capsys, monkeypatch):
+    rows, table = listed("data", capsys, monkeypatch)
+    for name, images in PRESETS.items():
+        told = [images.hub_id or images.layout or "nothing to download", images.license_note]
+        told += map(str, [*(images.mean or ()), *([images.top_classes] if images.top_classes else [])])
+        for words in told:
+            assert words in json.dumps(rows[name], ensure_ascii=False)
+            assert words.replace(" ", "") in table
+    cifar = rows["cifar10"]["what is done to it"]
+    assert cifar["training images"] == "cropped with a padding of 4, flipped, rotated by up to 15°"
+    assert cifar["shares of train set aside"] == "validation 0.1"
+    assert rows["digits"]["what is done to it"]["training images"] == "cropped with a padding of 4"
+    assert "training images" not in rows["celeba"]["what is done to it"]
+    assert rows["celeba"]["what is done to it"]["shares of train set aside"] == "validation 0.1, test 0.1"
+
+
+def test_list_models_says_where_they_can_be_cut(capsys, monkeypatch):
+    rows, table = listed("models", capsys, monkeypatch)
+    for name, info in BACKBONES.items():
+        network = build(name, 10, (3, info.minimum_size, info.minimum_size), width=0.1, generator=torch.Generator())
+        assert rows[name]["default cut"] == network.default_cut
+        for cut in rows[name]["cuts"]:
+            split(network, cut, image_shape=network.image_shape)
+        assert len(rows[name]["cuts"]) == len(network) - 1
+        assert ",".join(rows[name]["cuts"]) in table
+
+
+def test_list_presets_says_what_they_set(capsys, monkeypatch):
+    rows, table = listed("presets", capsys, monkeypatch)
+    assert {name: row["sets"] for name, row in rows.items()} == {name: preset(name) for name in AUDITS}
+    for words in (
+        "training={epochs:16,batch_size:64,",
+        "=[none,bottleneck,",
+        "{recipe:cem,sigma:0.25,label:cem}",
+        "victims:50000",
+    ):
+        assert words in table
+
+
 def test_list_everything(capsys):
     assert run(["list", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == set(CATALOGUE)
@@ -93,6 +180,55 @@ def test_help_names_every_setting(capsys):
         names = getattr(field.annotation, "model_fields", None)
         for name in names or [section]:
             assert f"--{section}.{name}" if names else f"--{name}" in text
+
+
+@pytest.mark.parametrize("command", ["audit", "train"])
+def test_help_shows_what_holds_without_a_flag(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert run([command, "--help"]) == 0
+    lines = {name: line for line in capsys.readouterr().out.splitlines() for name in line.split() if name[:2] == "--"}
+    expected = {
+        "--training.epochs": "[default: 16; 240 with --config]",
+        "--training.momentum": "[default: 0.9]",
+        "--model.width": "[default: 0.25; 1.0 with --config]",
+        "--model.dropout": "[default: 0.0; unset with --config]",
+        "--defenses": "[default: none noise dist_corr cem with the preset's arguments; with their own with --config]",
+        "--attacks": "[default: decoder with the preset's arguments; with their own with --config]",
+        "--data.source": "[default: digits]",
+        "--seed": "[default: 0]",
+    }
+    for name, text in expected.items():
+        assert text in lines[name]
+    assert "default:" not in lines["--model.cut"]
+
+
+def test_every_default_of_the_help_is_the_one_that_is_used():
+    """Against a twin that reads both ends and not the flags."""
+    from sfumato.audit import preset
+    from sfumato.cli.commands import _settings, app
+
+    used, plain = _settings(None, None, {}).model_dump(), Settings().model_dump()
+    shown = {a.name: a.parameter.help for a in app["audit"].assemble_argument_collection()}
+    assert used == Settings.model_validate(preset("digits")).model_dump()
+    for section, fields in plain.items():
+        for name in fields if isinstance(fields, dict) else ():
+            text, own, preset_ = shown[f"--{section}.{name}"], fields[name], used[section][name]
+            assert ("with --config]" in text) == (own != preset_), name
+            if own == preset_ and own is not None:
+                assert text.endswith(f"[default: {own}]"), name
+
+
+def test_attack_has_flags_for_what_it_reads_alone(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert run(["attack", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--attacks" in text
+    assert "--evaluation.victims" in text
+    assert "--training.epochs" not in text
+    assert "--seed" not in text
+    settings = [line for line in text.splitlines() if "--attacks" in line or "--evaluation" in line]
+    assert len(settings) == 4
+    assert not [line for line in settings if "default" in line], "they are the run's own"
 
 
 BAD = {
@@ -113,18 +249,19 @@ BAD = {
     "attack argument": (["audit", "--attacks", '{"attack": "decoder", "widht": 2}'], "did you mean width?"),
     "attack value": (["audit", "--attacks", '{"attack": "decoder", "epochs": 0}'], "decoder.epochs: got 0"),
     "unknown backbone": (["audit", "--model.backbone", "vgg12"], "did you mean"),
-    "unknown cut": (["audit", "--model.cut", "conv99"], "conv1"),
+    "unknown cut": (["audit", "--model.cut", "conv99"], "sfumato: model.cut: got 'conv99'; accepted: one of conv1"),
     "width": (["audit", "--model.width", "0"], "model.width"),
     "epochs": (["audit", "--training.epochs", "0"], "training.epochs: got '0'"),
     "not a number": (["audit", "--training.lr", "fast"], "training.lr: got 'fast'"),
-    "schedule": (["audit", "--training.schedule", "stepp"], 'Did you mean "step"?'),
+    "schedule": (["audit", "--training.schedule", "stepp"], "(did you mean step?)"),
+    "channels": (["audit", "--data.channels", "2"], "data.channels: got '2'; accepted: one of 1, 3"),
     "data path": (["audit", "--data.source", "./nowhere/at/all"], "data.source: got './nowhere/at/all'"),
     "no card": (["report", "nothing.json"], "nothing.json"),
     "no cards": (["report", "."], "a folder that holds some"),
     "no run": (["attack", "."], "run.json"),
-    "attack reads no training": (["attack", ".", "--training.epochs", "3"], "only attacks, evaluation"),
+    "attack reads no training": (["attack", ".", "--training.epochs", "3"], "attack reads attacks and evaluation"),
+    "attack has no seed": (["attack", ".", "--seed=3"], "--seed. Of the settings, attack reads attacks and eval"),
     "checkpoint seconds": (["audit", "--checkpoint-seconds", "-4"], "0 or more seconds"),
-    "image no power of two": (["audit", "--data.image_size", "50"], "(50, 50) = (h, w)·2^k"),
     "image too small to judge": (["audit", "--data.image_size", "8", "--model.backbone", "resnet20"], "window of SSIM"),
     "list what": (["list", "cats"], "Choose from"),
 }
@@ -146,11 +283,15 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, monkeypatch, caps
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("training: {epochs: 0, lr: -1}\ndefenses: [cme, noies]", ["training.epochs", "training.lr"]),
+        ("training: {epochs: 0, lr: -1}\ndefenses: [cme]", ["training.epochs", "training.lr", "defenses[0]"]),
+        ("training: {epochs: 0}\ndefenses: [cme]\nattacks: 3", ["training.epochs", "mean cem?", "attacks"]),
         ("defenses: [cme, noies]\nattacks: [dcoder]", ["defenses[0]", "defenses[1]", "attacks[0]"]),
         ("trainin: {epochs: 1}", ["did you mean training?"]),
         ("training: {epoch: 1}", ["did you mean epochs?"]),
         ("defenses: []", ["at least one"]),
+        ("defenses: 3", ["defenses: got 3; accepted: a name, a mapping, or a list of these"]),
+        ("attacks:", ["attacks: got None; accepted: a name, a mapping, or a list of these"]),
+        ("defenses: [none, 3, [cem]]", ["defenses[1]: got 3; accepted: a name, or a mapping", "defenses[2]"]),
         ("attacks: []", ["at least one"]),
         ("- a list", ["a mapping of fields, not a list"]),
         ("a: [", ["YAML"]),
@@ -164,6 +305,41 @@ def test_everything_wrong_in_a_file_is_told_at_once(text, expected, tmp_path, mo
     assert err.count("\n") == len(expected)
     for words in expected:
         assert words in err
+
+
+def test_everything_wrong_in_flags_is_told_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    bad = ["--data.sorce", "x", "--nonsense=3", "--training.schedule", "stepp", "--training.lr", "fast", "--seed=-1"]
+    assert run(["audit", *bad, "--defenses", "cme"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    told = ("--data.sorce. Did you mean --data.source?", "--nonsense", "step?", "lr: got 'fast'", "seed:", "mean cem?")
+    for words in told:
+        assert len([line for line in lines if words in line]) == 1, words
+    assert len(lines) == len(told)
+    assert all(line.startswith("sfumato: ") for line in lines)
+
+
+def test_a_choice_that_is_a_number_is_read_as_one(capsys):
+    assert run(["audit", "--data.channels", "3", "--data.source", "./nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("sfumato: data.source")
+
+
+@pytest.mark.parametrize(
+    ("one", "several"),
+    [
+        ({"defenses": "cem"}, {"defenses": ["cem"]}),
+        ({"defenses": {"recipe": "noise", "sigma": 0.5}}, {"defenses": [{"recipe": "noise", "sigma": 0.5}]}),
+        ({"attacks": "decoder"}, {"attacks": ["decoder"]}),
+        ({"attacks": {"attack": "decoder", "depth": 1}}, {"attacks": [{"attack": "decoder", "depth": 1}]}),
+    ],
+)
+def test_one_entry_is_a_list_of_one(one, several):
+    assert load_settings([preset("digits"), one]) == load_settings([preset("digits"), several])
+
+
+def test_one_entry_replaces_another_whole():
+    first, second = {"defenses": {"recipe": "noise", "sigma": 0.5}}, {"defenses": {"recipe": "dropout"}}
+    assert list(load_settings([first, second]).resolved_defenses()) == ["dropout"]
 
 
 def test_an_empty_file_is_the_defaults_of_the_fields(tmp_path, monkeypatch, capsys):
@@ -246,7 +422,43 @@ def test_ctrl_c_leaves_a_resumable_run_and_says_how_to_resume(config, tmp_path, 
     assert not list((tmp_path / "runs").rglob("*.partial"))
 
 
-def test_a_second_ctrl_c_stops_at_once(monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_images_are_read_stops_at_once(config, tmp_path, monkeypatch, capsys, number):
+    from sfumato.cli.interrupt import NOTHING_YET
+
+    def endless(*_: object, **__: object) -> None:
+        threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+        time.sleep(30)
+
+    monkeypatch.setattr("sfumato.data.load", endless)
+    before, started = signal.getsignal(number), time.monotonic()
+    assert run(["audit", "--config", config]) == 130
+    assert time.monotonic() - started < 10
+    assert capsys.readouterr().err == "sfumato: stopped at once; " + NOTHING_YET + "\n"
+    assert not (tmp_path / "runs").exists()
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_training_waits_for_the_step(config, tmp_path, monkeypatch, capsys, number):
+    from sfumato.training.split_job import SplitJob
+
+    whole, steps = SplitJob.step, []
+
+    def step(self, *arguments: object) -> object:
+        steps.append(1)
+        if len(steps) == 3:  # in the middle of a step: it is finished all the same, and asked about afterwards
+            os.kill(os.getpid(), number)
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(SplitJob, "step", step)
+    assert run(["train", "--config", config]) == 130
+    assert len(steps) == 3
+    assert "nothing is lost. To go on: sfumato train --config" in capsys.readouterr().err
+    assert list((tmp_path / "runs").rglob("checkpoint.safetensors"))
+
+
+def test_a_second_ctrl_c_stops_at_once_and_says_what_is_kept(monkeypatch, capsys):
     from sfumato.cli.interrupt import stop_on_interrupt
 
     before = signal.getsignal(signal.SIGINT)
@@ -254,16 +466,18 @@ def test_a_second_ctrl_c_stops_at_once(monkeypatch, capsys):
         assert not asked()
         os.kill(os.getpid(), signal.SIGINT)
         assert asked()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="the last checkpoint is kept"):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+    with stop_on_interrupt(), pytest.raises(KeyboardInterrupt, match="trained nothing yet"):
+        os.kill(os.getpid(), signal.SIGINT)
 
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sfumato.cli.commands.CATALOGUE", {"data": stopped})
     assert run(["list"]) == 130
-    assert "stopped at once" in capsys.readouterr().err
+    assert capsys.readouterr().err == "sfumato: stopped at once\n"
 
 
 def test_an_error_of_the_program_is_not_dressed_up(monkeypatch):

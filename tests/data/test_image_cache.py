@@ -6,13 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from sfumato import storage
-from sfumato.data import decode, load_source
+from sfumato.data import decode, load, load_source
 from sfumato.data.cache import default_cache_dir
+from sfumato.data.decode import Encoded
 from sfumato.errors import InputError, StorageError
+from sfumato.progress import Silent
 
 
 @pytest.fixture
@@ -36,6 +39,45 @@ def cache_dir(tmp_path: Path) -> Path:
 
 def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+class Recorder(Silent):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+
+    def start(self, title: str, total: int, done: int = 0) -> None:
+        self.told.append(("start", title, total, done))
+
+    def advance(self, steps: int = 1) -> None:
+        self.told.append(("advance", steps))
+
+    def finish(self) -> None:
+        self.told.append(("finish",))
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_progress_is_told_of_every_image_that_is_decoded(image_folder: Path, cache_dir: Path, cache: bool) -> None:
+    first, second = Recorder(), Recorder()
+    load(str(image_folder), cache_dir=cache_dir, cache=cache, progress=first)
+    assert first.told[0] == ("start", f"decode {image_folder.name}", 15, 0)
+    assert sum(told[1] for told in first.told if told[0] == "advance") == 15  # type: ignore[misc]
+    assert first.told[-1] == ("finish",)
+    load(str(image_folder), cache_dir=cache_dir, cache=cache, progress=second)
+    assert second.told == ([] if cache else first.told)
+    quick = Recorder()
+    load("digits", progress=quick)
+    assert quick.told == []
+
+
+def test_progress_moves_while_images_are_decoded() -> None:
+    told = Recorder()
+    encoded = (Encoded(str(i), np.zeros((2, 2), np.uint8)) for i in range(1300))
+    decode.decode_images(encoded, 1300, decode.Form(), told)
+    steps = [told[1] for told in told.told]
+    assert sum(steps) == 1300  # type: ignore[arg-type]
+    assert len(steps) >= 3
 
 
 def test_decoded_once(image_folder: Path, cache_dir: Path, decoded: list[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from sfumato import data
@@ -165,6 +166,15 @@ def test_presets_are_whole(name: str) -> None:
     if preset.augment:
         size = (2, preset.channels, preset.image_size, preset.image_size)
         assert preset.augment(torch.zeros(size, dtype=torch.uint8), torch.Generator()).shape == size
+
+
+def test_splits_carry_what_the_paper_does_to_training_images(tmp_path: Path) -> None:
+    assert load("digits").augment == PRESETS["digits"].augment == Augment(4, False, 0.0)
+    for label in ("a", "b"):
+        (tmp_path / "own" / label).mkdir(parents=True)
+        for i in range(10):
+            Image.new("L", (4, 4), i).save(tmp_path / "own" / label / f"{i}.png")
+    assert load(str(tmp_path / "own"), cache=False).augment is None
 
 
 def test_the_papers_figures() -> None:

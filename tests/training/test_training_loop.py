@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -28,7 +29,7 @@ from sfumato.data import Augment, Batches, ImageSet, Splits, load
 from sfumato.defenses import Bottleneck, BoundDefense, Context, Defense, DistanceCorrelation, Epoch, Noise, chain
 from sfumato.errors import InputError, Interrupted
 from sfumato.models import SplitModel, Stochastic, build, set_generator, split
-from sfumato.training import AUGMENTATIONS, Fit, Plan, Runtime, Training, fit, make_fabric, train
+from sfumato.training import AUGMENTATIONS, Fit, Plan, Runtime, Training, augmentation, fit, make_fabric, train
 
 
 def recipe(**changes: Any) -> Training:
@@ -604,6 +605,26 @@ class TestTrain:
             "crop_flip_rotate": (True, True, True),
         }
         assert AUGMENTATIONS["crop_flip_rotate"] == Augment(crop_padding=4, flip=True, rotation=15)
+
+    def test_the_augmentation_of_the_data(self) -> None:
+        """``preset`` is what the data set's paper does, and nothing where the data has none; a name is a name."""
+        own = Augment(crop_padding=2, flip=False, rotation=5)
+        bare, preset = self.splits(), dataclasses.replace(self.splits(), augment=own)
+        assert augmentation(Training(), preset) == own
+        assert augmentation(Training(), bare) is None
+        assert augmentation(Training(augment="none"), preset) is None
+        assert augmentation(Training(augment="flip"), preset) == AUGMENTATIONS["flip"]
+
+        def run(data: Splits, augment: str) -> Any:
+            model = make_split()
+            bound = chain().bind(model, generator=generator(5))
+            made, _ = train(model, bound, data, recipe(augment=augment), seed=1, runtime=Runtime(fabric=FABRIC))
+            return dict(made.state_dict())
+
+        flip = dataclasses.replace(self.splits(), augment=AUGMENTATIONS["flip"])
+        assert same(run(flip, "preset"), run(bare, "flip"))
+        assert same(run(bare, "preset"), run(flip, "none"))
+        assert not same(run(flip, "preset"), run(bare, "preset"))
 
     def test_title_and_default_runtime(self) -> None:
         progress = Recorder()

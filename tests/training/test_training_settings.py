@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Any
 
@@ -11,11 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from rich.console import Console
 from training_toys import FABRIC, generator, make_images
 
 from sfumato.errors import InputError
-from sfumato.training import Bar, Plan, Runtime, Training, make_fabric, make_optimizer, make_schedule
+from sfumato.training import Plan, Runtime, Training, make_fabric, make_optimizer, make_schedule
 from sfumato.training.loop import _batches, steps_per_epoch
 from sfumato.training.settings import factor
 
@@ -64,7 +62,7 @@ def test_settings_are_frozen() -> None:
 def test_defaults_are_the_papers() -> None:
     t = Training()
     assert (t.epochs, t.batch_size, t.optimizer, t.lr, t.momentum, t.weight_decay) == (240, 128, "sgd", 0.05, 0.9, 5e-4)
-    assert (t.schedule, t.augment) == ("step", "crop_flip_rotate")
+    assert (t.schedule, t.augment) == ("step", "preset")
 
 
 @pytest.mark.parametrize("epochs", [240, 120, 24, 8])
@@ -209,17 +207,3 @@ def test_runtime_at_another_folder(tmp_path: Any) -> None:
     assert (moved.folder, runtime.folder) == (tmp_path, None)
     assert (moved.fabric, moved.checkpoint_seconds, moved.tensorboard) == (FABRIC, 3.0, True)
     assert moved.device == torch.device("cpu")
-
-
-def test_bar() -> None:
-    out = io.StringIO()
-    with Bar(Console(file=out, force_terminal=True, width=120)) as bar:
-        bar.start("first task", 10, 4)
-        bar.advance()
-        bar.advance(2)
-        bar.note("0.1234")
-        bar.finish()
-        bar.start("second task", 3)
-    text = out.getvalue()
-    for shown in ("first task", " 70%", "0.1234", "second task", "  0%"):
-        assert shown in text

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from sfumato.data import ImageSet
 from sfumato.defenses import BoundDefense, Change, Context, Defense, Epoch, Player
 from sfumato.models import Dropout, SplitModel, initialize, split
-from sfumato.training import Fit, Plan, Runtime, Silent, SplitJob, Training, fit, make_fabric
+from sfumato.progress import Silent
+from sfumato.training import Fit, Plan, Runtime, SplitJob, Training, fit, make_fabric
 
 FABRIC = make_fabric("cpu")
 CLASSES = 3

@@ -16,7 +16,8 @@ from sfumato.errors import InputError
 from sfumato.information import Bed, Estimate, Figures
 from sfumato.models import Feature, SplitModel, set_generator
 from sfumato.models.layers import spare_global_generator
-from sfumato.training import Runtime, Titled
+from sfumato.progress import Titled
+from sfumato.training import Runtime
 
 CALIBRATION_ATTACK = DecoderAttack(depth=1, width=16, epochs=15, lr=0.01, batch_size=64, weight_decay=0.0)
 """Small, since the beds' images are; enough to come within 3 % of the minimum on every standard bed."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sfumato.errors import CorruptFileError, InputError
 from sfumato.storage import hash_of, write_text
@@ -121,6 +121,12 @@ class AttackInfo(_Section):
     test_ssim: list[float] = Field(min_length=1, description="per judged test image")
     examples: list[Example]
 
+    @model_validator(mode="after")
+    def _one_figure_an_image(self) -> AttackInfo:
+        if len(self.test_mse) != len(self.test_ssim):
+            raise ValueError(f"test_mse is of {len(self.test_mse)} images, test_ssim of {len(self.test_ssim)}")
+        return self
+
 
 class WorstCase(_Section):
     """The strongest attack on each image: mean over images of the lowest MSE and the highest SSIM."""
@@ -172,7 +178,9 @@ class Card(_Section):
     training: TrainingInfo
     utility: Utility
     cost: Cost
-    theory: dict[str, float] = Field(default={}, description="what the defense tracks, e.g. CEM's rate in nats")
+    theory: dict[str, float] = Field(
+        default={}, description="the feature's mixture rate and utility, and what the defense tracks, in nats"
+    )
     mean_image: Quality = Field(description="of answering every feature with the mean training image")
     attacks: list[AttackInfo] = Field(min_length=1)
     worst_case: WorstCase

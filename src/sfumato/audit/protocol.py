@@ -21,7 +21,7 @@ from sfumato import metrics
 from sfumato.attacks import Attack, Knowledge, Reconstruction, WhiteBox, make_target
 from sfumato.audit import card as cards
 from sfumato.audit.card import Card
-from sfumato.audit.runs import Run, checksum_of, load_data, prepare, train_run, undefended
+from sfumato.audit.runs import Run, checksum_of, load_data, prepare, recipe_of, train_run, undefended
 from sfumato.audit.settings import Settings
 from sfumato.audit.suspicions import Evidence, gradient_through, is_random, suspicions
 from sfumato.data import ImageSet, Splits
@@ -29,8 +29,9 @@ from sfumato.defenses import Defense
 from sfumato.errors import CorruptFileError, InputError
 from sfumato.metrics.reconstruction import SMALLEST_IMAGE
 from sfumato.models import set_generator
+from sfumato.progress import Titled
 from sfumato.storage import hash_of
-from sfumato.training import Runtime, Titled
+from sfumato.training import Runtime
 
 CARD = "card.json"
 _PROBES = 64
@@ -54,7 +55,7 @@ def audit(settings: Settings, *, root: Path, runtime: Runtime) -> list[Card]:
         InputError: Settings that do not fit the data, the network or each other.
         Interrupted: Asked to stop; the same call goes on where it stopped.
     """
-    defenses, splits = _open(settings)
+    defenses, splits = _open(settings, runtime)
     made = []
     for label, defense in defenses.items():
         run = train_run(settings, label, defense, splits, root=root, runtime=runtime)
@@ -69,15 +70,15 @@ def train_all(settings: Settings, *, root: Path, runtime: Runtime) -> list[Run]:
         InputError: Settings that do not fit the data, the network or each other.
         Interrupted: Asked to stop; the same call goes on where it stopped.
     """
-    defenses, splits = _open(settings)
+    defenses, splits = _open(settings, runtime)
     return [
         train_run(settings, label, defense, splits, root=root, runtime=runtime) for label, defense in defenses.items()
     ]
 
 
-def _open(settings: Settings) -> tuple[dict[str, Defense], Splits]:
+def _open(settings: Settings, runtime: Runtime) -> tuple[dict[str, Defense], Splits]:
     defenses = settings.resolved_defenses()
-    splits = load_data(settings.data, settings.seed)
+    splits = load_data(settings.data, settings.seed, runtime.progress)
     _check_fit(settings, defenses, splits)
     return defenses, splits
 
@@ -205,10 +206,10 @@ def _card(
             cut=run.split.cut,
             feature_shape=run.split.feature.shape,
         ),
-        training=_training_info(run, settings),
+        training=_training_info(run, settings, splits),
         utility=utility,
         cost=cards.Cost(**vars(cost)),
-        theory={name: value for name, value in run.bound.theory().items() if np.isfinite(value)},
+        theory=_theory(run, splits, settings, runtime),
         mean_image=mean_image,
         attacks=[
             _attack_info(name, attack, settings, knowledge, result, victims["test"])
@@ -249,10 +250,10 @@ def _data_info(splits: Splits, settings: Settings) -> cards.DataInfo:
     )
 
 
-def _training_info(run: Run, settings: Settings) -> cards.TrainingInfo:
+def _training_info(run: Run, settings: Settings, splits: Splits) -> cards.TrainingInfo:
     figures = ("epoch", "validation_loss", "validation_accuracy")
     return cards.TrainingInfo(
-        arguments=settings.training.model_dump(),
+        arguments=recipe_of(settings, splits),
         seed=settings.seed,
         epochs_run=len(run.fit.history),
         epoch_kept=run.fit.epoch_kept,
@@ -267,6 +268,12 @@ def _utility(run: Run, splits: Splits, settings: Settings, runtime: Runtime) -> 
         for part in (splits.train, splits.validation, splits.test)
     )
     return cards.Utility(train_accuracy=train, validation_accuracy=validation, test_accuracy=test)
+
+
+def _theory(run: Run, splits: Splits, settings: Settings, runtime: Runtime) -> dict[str, float]:
+    generator = runtime.generator(settings.seed + 11)
+    found = metrics.theory(run.split, splits.train.to(runtime.device), generator=generator) | run.bound.theory()
+    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def _mean_image(train: ImageSet, victims: ImageSet) -> cards.Quality:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import defenses
-from sfumato.audit.runs import Run, address, checksum_of, load_data, read_description, train_run
+from sfumato.audit.runs import Run, address, load_data, read_description, train_run
 from sfumato.audit.settings import Settings
 from sfumato.data import Splits
 from sfumato.errors import InputError
@@ -34,8 +34,8 @@ def run_of(folder: Path, settings: Settings, *, runtime: Runtime) -> tuple[Run, 
     folder = Path(folder)
     description = read_description(folder)
     defense = defenses.build(description["defense"])
-    splits = load_data(settings.data, settings.seed)
-    expected = f"train-{address(settings, defense, checksum_of(splits), runtime)}"
+    splits = load_data(settings.data, settings.seed, runtime.progress)
+    expected = f"train-{address(settings, defense, splits, runtime)}"
     if folder.resolve().name != expected:
         raise InputError("run", str(folder), "a run whose images, version and device are the same as now")
     run = train_run(settings, description["label"], defense, splits, root=folder.resolve().parent, runtime=runtime)

@@ -18,8 +18,9 @@ from sfumato.data import Splits
 from sfumato.defenses import BoundDefense, Defense
 from sfumato.errors import CorruptFileError, InputError
 from sfumato.models import SplitModel
+from sfumato.progress import Progress
 from sfumato.storage import hash_of, load_state, save_state, write_text
-from sfumato.training import Fit, Runtime, train
+from sfumato.training import Fit, Runtime, augmentation, train
 from sfumato.training.loop import CHECKPOINT
 
 MODEL = "model.safetensors"
@@ -51,10 +52,10 @@ class Run:
     settings: Settings
 
 
-def load_data(settings: DataSettings, seed: int) -> Splits:
+def load_data(settings: DataSettings, seed: int, progress: Progress | None = None) -> Splits:
     """The images that the settings name."""
     try:
-        return data.load(**settings.model_dump(), seed=seed)
+        return data.load(**settings.model_dump(), seed=seed, progress=progress)
     except InputError as error:
         if error.field in DataSettings.model_fields:
             raise InputError(f"data.{error.field}", error.value, error.accepted) from error
@@ -80,18 +81,22 @@ def undefended(settings: Settings, splits: Splits, generator: torch.Generator) -
     if constants is not None and len(constants[0]) != shape[0]:
         constants = None  # the preset's constants are for colour, and gray was asked for
     cut = chosen.cut or backbone.default_cut
-    return models.split(backbone, cut, image_shape=shape, normalization=constants)
+    try:
+        return models.split(backbone, cut, image_shape=shape, normalization=constants)
+    except InputError as error:
+        field = "model.cut" if error.field == "cut" else error.field
+        raise InputError(field, error.value, error.accepted) from error
 
 
-def address(settings: Settings, defense: Defense, checksum: str, runtime: Runtime) -> str:
+def address(settings: Settings, defense: Defense, splits: Splits, runtime: Runtime) -> str:
     """Hash of all that determines a trained model: pixels, network, recipe, defense, seed, device and precision."""
     return hash_of(
         {
             "sfumato": sfumato.__version__,
-            "data": checksum,
+            "data": checksum_of(splits),
             "normalization": data.normalization(settings.data.source),
             "model": settings.model.model_dump(),
-            "training": settings.training.model_dump(),
+            "training": recipe_of(settings, splits),
             "defense": defense.describe(),
             "seed": settings.seed,
             "device": runtime.device.type,
@@ -99,6 +104,12 @@ def address(settings: Settings, defense: Defense, checksum: str, runtime: Runtim
             "precision": settings.precision,
         }
     )
+
+
+def recipe_of(settings: Settings, splits: Splits) -> dict[str, Any]:
+    """The training settings, with what is done to these images in place of where that is written."""
+    augment = augmentation(settings.training, splits)
+    return settings.training.model_dump() | {"augment": dataclasses.asdict(augment) if augment else None}
 
 
 def train_run(
@@ -124,7 +135,7 @@ def train_run(
         Interrupted: Asked to stop; the same call goes on.
         CorruptFileError: What is there does not match its checksum.
     """
-    folder = root / f"train-{address(settings, defense, checksum_of(splits), runtime)}"
+    folder = root / f"train-{address(settings, defense, splits, runtime)}"
     split, bound = prepare(settings, defense, splits)
     if (folder / DESCRIPTION).is_file():
         split, fit, seconds = _restore(folder, split, bound)

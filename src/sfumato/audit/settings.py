@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 from sfumato import attacks, defenses
 from sfumato.arguments import from_pydantic
 from sfumato.attacks import Attack, ThreatModel
 from sfumato.defenses import Defense
-from sfumato.errors import InputError, InputErrors, one_of
+from sfumato.errors import InputError, one_of, raise_all, together
 from sfumato.training import Training
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+_NAMED = ("defenses", "attacks")
 PRESETS: dict[str, str] = {
     "digits": "the default: embedded digits, four defenses, two minutes on two cores",
     "cifar10-small": "CIFAR-10 for small machines: 10,000 images, VGG-11 at a quarter of its width",
@@ -93,6 +94,22 @@ class Evaluation(_Settings):
     """At most so many images of each group (training, test) are reconstructed and judged."""
 
 
+def _entries(value: object, info: ValidationInfo) -> object:
+    """A single name or mapping as a list of one; anything else than a list of these is refused in plain words."""
+    if isinstance(value, str | Mapping):
+        return (value,)
+    if not isinstance(value, list | tuple):
+        raise InputError(str(info.field_name), value, "a name, a mapping, or a list of these")
+    raise_all(
+        [
+            InputError(f"{info.field_name}[{i}]", entry, "a name, or a mapping")
+            for i, entry in enumerate(value)
+            if not isinstance(entry, str | Mapping)
+        ]
+    )
+    return value
+
+
 class Settings(_Settings):
     """Everything that determines a result."""
 
@@ -102,11 +119,16 @@ class Settings(_Settings):
     """Which network."""
     training: Training = Training()
     """How it is trained."""
-    defenses: tuple[str | dict[str, Any], ...] = ("none", "noise", "dist_corr", "cem")
+    defenses: Annotated[tuple[str | dict[str, Any], ...], BeforeValidator(_entries)] = (
+        "none",
+        "noise",
+        "dist_corr",
+        "cem",
+    )
     """Recipes by name, or mappings with the key ``recipe``, ``part`` or ``chain`` and an optional
     ``label``.
     """
-    attacks: tuple[str | dict[str, Any], ...] = ("decoder",)
+    attacks: Annotated[tuple[str | dict[str, Any], ...], BeforeValidator(_entries)] = ("decoder",)
     """Attacks by name, or mappings with the key ``attack``."""
     evaluation: Evaluation = Evaluation()
     """What the attacker has."""
@@ -133,10 +155,10 @@ class Settings(_Settings):
                     raise InputError(f"{field}.label", label, "a label that occurs once")
                 found[label] = defense
             except InputError as error:
-                errors += getattr(error, "errors", [error])
+                errors += together(error)
         if not self.defenses:
             errors.append(InputError("defenses", [], f"at least one: {one_of(defenses.RECIPES)}"))
-        _raise(errors)
+        raise_all(errors)
         return found
 
     def resolved_attacks(self) -> tuple[Attack, ...]:
@@ -151,10 +173,10 @@ class Settings(_Settings):
             try:
                 found.append(attacks.build(entry, field=f"attacks[{i}]"))
             except InputError as error:
-                errors += getattr(error, "errors", [error])
+                errors += together(error)
         if not self.attacks:
             errors.append(InputError("attacks", [], f"at least one: {one_of(attacks.ATTACKS)}"))
-        _raise(errors)
+        raise_all(errors)
         return tuple(found)
 
 
@@ -168,19 +190,19 @@ def load_settings(layers: list[Mapping[str, Any]]) -> Settings:
     for layer in layers:
         merged = _merge(merged, layer)
     errors: list[InputError] = []
-    settings = None
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
         errors += _with_suggestions(from_pydantic(error))
-    if settings is not None:
-        for resolve in (settings.resolved_defenses, settings.resolved_attacks):
-            try:
-                resolve()
-            except InputError as error:
-                errors += getattr(error, "errors", [error])
-    _raise(errors)
-    assert settings is not None
+        # What is wrong elsewhere should not hide a misspelled defense until the next attempt.
+        bad = {str(detail["loc"][0]) for detail in error.errors()}
+        settings = Settings.model_validate({k: v for k, v in merged.items() if k in _NAMED and k not in bad})
+    for resolve in (settings.resolved_defenses, settings.resolved_attacks):
+        try:
+            resolve()
+        except InputError as error:
+            errors += together(error)
+    raise_all(errors)
     return settings
 
 
@@ -234,26 +256,30 @@ def _defense(entry: str | dict[str, Any], field: str) -> tuple[str, Defense]:
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(under)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+        # A defense or an attack is what one layer says it is, and no mixture of two.
+        sections = key not in _NAMED and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if sections else value
     return merged
 
 
 def _with_suggestions(errors: list[InputError]) -> list[InputError]:
-    """An unknown field gets the names of its section, the nearest first."""
+    """An unknown field gets the names of its section, an unknown choice the choices; the nearest first."""
     improved = []
     for error in errors:
-        *path, name = error.field.split(".")
+        *path, name = error.field.partition("[")[0].split(".")
         section: type[BaseModel] | None = Settings
         for step in path:
             hint = section.model_fields[step].annotation if section and step in section.model_fields else None
             section = hint if isinstance(hint, type) and issubclass(hint, BaseModel) else None
         if section is not None and name not in section.model_fields:
             error = InputError(error.field, error.value, one_of(section.model_fields, name))
+        elif section is not None and (choices := _choices(section.model_fields[name].annotation)):
+            error = InputError(error.field, error.value, one_of(choices, error.value))
         improved.append(error)
     return improved
 
 
-def _raise(errors: list[InputError]) -> None:
-    if errors:
-        raise errors[0] if len(errors) == 1 else InputErrors(errors)
+def _choices(hint: Any) -> list[str]:
+    """The values of a ``Literal``, also one beside ``None``."""
+    literals = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal]
+    return [str(choice) for literal in literals for choice in get_args(literal)]

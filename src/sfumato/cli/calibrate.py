@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sfumato.audit.calibration import CALIBRATION_ATTACK, NEAR, Calibration, measure
-from sfumato.cli.interrupt import stop_on_interrupt
-from sfumato.errors import InputError, Interrupted, one_of, raise_all
+from sfumato.errors import InputError, one_of, raise_all
 from sfumato.information import STANDARD_BEDS
-from sfumato.training import Bar, Runtime, make_fabric
+from sfumato.progress import Bar
+from sfumato.training import Runtime, make_fabric
 
 BROKEN = 3
 """Exit code where an inequality does not hold."""
@@ -48,11 +48,11 @@ def calibrate_command(
     samples, mmse ≤ MSE of the attack. 3 where one does not, beyond four standard errors.
     """
     names = bed or tuple(STANDARD_BEDS)
-    raise_all([*_wrong(sigma, names), *_wrong_seed(seed)])
+    raise_all(_wrong(sigma, names, seed))
     try:
-        with Bar(Console(stderr=True)) as progress, stop_on_interrupt() as should_stop, warnings.catch_warnings():
+        with Bar(Console(stderr=True)) as progress, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # dependencies' advice to programmers is no help to a user
-            runtime = Runtime(fabric=make_fabric("cpu"), progress=progress, should_stop=should_stop)
+            runtime = Runtime(fabric=make_fabric("cpu"), progress=progress)
             found = [
                 measure(
                     name,
@@ -64,7 +64,7 @@ def calibrate_command(
                 for name in names
                 for level in sigma
             ]
-    except Interrupted:
+    except KeyboardInterrupt:
         # Nothing is kept of a minute's work, so nothing of what the other commands say about going on is true here.
         Console(stderr=True).print("sfumato: stopped; the same command starts anew")
         return _INTERRUPTED
@@ -72,17 +72,16 @@ def calibrate_command(
     return BROKEN if any(row.broken() for row in found) else 0
 
 
-def _wrong(sigmas: Sequence[float], names: Sequence[str]) -> list[InputError]:
+def _wrong(sigmas: Sequence[float], names: Sequence[str], seed: int) -> list[InputError]:
     low, high = _RANGE
     accepted = f"a standard deviation from {low:g} to {high:g}: features are sent in single precision"
     wrong = [InputError("sigma", s, accepted) for s in sigmas if not low <= s <= high]
     if not sigmas:
         wrong.append(InputError("sigma", "none", "one or more standard deviations"))
-    return wrong + [InputError("bed", n, one_of(STANDARD_BEDS, n)) for n in names if n not in STANDARD_BEDS]
-
-
-def _wrong_seed(seed: int) -> list[InputError]:
-    return [] if 0 <= seed < _MOST_SEEDS else [InputError("seed", seed, f"0 to {_MOST_SEEDS - 1}")]
+    wrong += [InputError("bed", n, one_of(STANDARD_BEDS, n)) for n in names if n not in STANDARD_BEDS]
+    if not 0 <= seed < _MOST_SEEDS:
+        wrong.append(InputError("seed", seed, f"0 to {_MOST_SEEDS - 1}"))
+    return wrong
 
 
 def _print(found: Sequence[Calibration], *, as_json: bool) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
+import torch
+import yaml
 from rich.table import Table
+from rich.text import Text
 
 from sfumato.arguments import signature_of
 from sfumato.attacks import ATTACKS
 from sfumato.audit.settings import PRESETS as AUDITS
-from sfumato.data import PRESETS
+from sfumato.audit.settings import preset
+from sfumato.data import PRESETS, Augment, Preset
 from sfumato.defenses import PARTS, RECIPES
-from sfumato.models import BACKBONES
+from sfumato.models import BACKBONES, Backbone, build
 
 Row = dict[str, Any]
 
@@ -32,17 +38,63 @@ def _data() -> list[Row]:
             "name": preset.name,
             "what": preset.title,
             "size": f"{preset.channels}×{preset.image_size}×{preset.image_size}",
+            "where from": f"hub: {preset.hub_id}" if preset.hub_id else preset.layout or "nothing to download",
+            "license": preset.license_note,
+            "what is done to it": _treatment(preset),
             "source": preset.citation,
         }
         for preset in PRESETS.values()
     ]
 
 
+def _treatment(preset: Preset) -> Row:
+    """What the preset's paper does to the images, as far as it does anything."""
+    divided = {name: value for name, value in asdict(preset.fractions).items() if value}
+    if preset.test_splits:
+        divided.pop("test", None)  # the source's own test images are taken
+    told: Row = {
+        "splits for train": " + ".join(preset.train_splits or ()),
+        "splits for test": " + ".join(preset.test_splits or ()),
+        "shares of train set aside": ", ".join(f"{name} {value:g}" for name, value in divided.items()),
+        "largest classes kept": preset.top_classes,
+        "mean": preset.mean and ", ".join(map(str, preset.mean)),
+        "std": preset.std and ", ".join(map(str, preset.std)),
+        "training images": _augmented(preset.augment),
+        "note": preset.note,
+    }
+    return {name: value for name, value in told.items() if value}
+
+
+def _augmented(augment: Augment | None) -> str:
+    if augment is None:
+        return ""
+    steps = {
+        f"cropped with a padding of {augment.crop_padding}": augment.crop_padding,
+        "flipped": augment.flip,
+        f"rotated by up to {augment.rotation:g}°": augment.rotation,
+    }
+    return ", ".join(step for step, on in steps.items() if on)
+
+
 def _models() -> list[Row]:
     return [
-        {"name": name, "what": info.summary, "smallest image": info.minimum_size, "source": info.source}
+        {
+            "name": name,
+            "what": info.summary,
+            "smallest image": info.minimum_size,
+            "cuts": [stage for stage, _ in network.named_children()][:-1],
+            "default cut": network.default_cut,
+            "source": info.source,
+        }
         for name, info in BACKBONES.items()
+        for network in [_smallest(name)]
     ]
+
+
+def _smallest(name: str) -> Backbone:
+    """The network at its smallest, to read the names of its stages."""
+    size = BACKBONES[name].minimum_size
+    return build(name, 2, (1, size, size), width=0.01, generator=torch.Generator())
 
 
 def _parts() -> list[Row]:
@@ -74,7 +126,7 @@ def _attacks() -> list[Row]:
 
 
 def _presets() -> list[Row]:
-    return [{"name": name, "what": what} for name, what in AUDITS.items()]
+    return [{"name": name, "what": what, "sets": preset(name)} for name, what in AUDITS.items()]
 
 
 CATALOGUE: dict[str, Callable[[], list[Row]]] = {
@@ -93,11 +145,19 @@ def as_table(kind: str, rows: list[Row]) -> Table:
     for name in rows[0]:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(Text(_cell(value)) for value in row.values()))  # not markup: there are brackets in it
     return table
 
 
 def _cell(value: object) -> str:
     if isinstance(value, dict):
-        return "\n".join(f"{name} = {text}" for name, text in value.items()) or "none"
-    return str(value)
+        return "\n".join(f"{name} = {_in_line(text)}" for name, text in value.items()) or "none"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _in_line(value: object) -> str:
+    """As it could be written on one line of YAML."""
+    if isinstance(value, str):
+        return value
+    line: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf)
+    return line.removesuffix("...\n").strip()

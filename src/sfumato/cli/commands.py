@@ -14,19 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 from rich.console import Console
 
 import sfumato
 from sfumato.audit import Card, Settings, attack_run, audit, load_settings, preset, read_yaml, reopen, train_all
 from sfumato.cli.calibrate import calibrate_command
 from sfumato.cli.catalogue import CATALOGUE, as_table
-from sfumato.cli.flags import only, takes_settings
+from sfumato.cli.flags import DEFAULT_PRESET, nested, takes_sections, takes_settings, unknown_flag
 from sfumato.cli.interrupt import stop_on_interrupt
 from sfumato.errors import InputError, Interrupted, SfumatoError
+from sfumato.progress import Bar
 from sfumato.report import conclude, entries, judge_all, rich_table, rows, write_page
 from sfumato.storage import storage_errors
-from sfumato.training import Bar, Runtime, make_fabric
+from sfumato.training import Runtime, make_fabric
 
 app = App(
     name="sfumato",
@@ -53,7 +54,9 @@ TensorBoard = Annotated[bool, Parameter(negative=(), help="Also log for TensorBo
 Seconds = Annotated[float, Parameter(help="Save a checkpoint at least this often.")]
 Kind = Literal["data", "models", "defenses", "recipes", "attacks", "presets"]
 
-_RUNS, _OUT = Path("runs"), Path("sfumato-page")
+_RUNS = Path("runs")
+# One for each command, lest attacking a run replace the page of the audit that it came from.
+_PAGE, _ATTACK, _REPORT = Path("sfumato-page"), Path("sfumato-attack"), Path("sfumato-report")
 
 
 @app.command(name="audit")
@@ -63,7 +66,7 @@ def audit_command(
     config: Config = None,
     preset: Preset = None,
     runs: Runs = _RUNS,
-    out: Out = _OUT,
+    out: Out = _PAGE,
     json: Json = False,
     tensorboard: TensorBoard = False,
     checkpoint_seconds: Seconds = 60.0,
@@ -105,18 +108,17 @@ def train_command(
 
 
 @app.command(name="attack")
-@takes_settings
+@takes_sections("attacks", "evaluation")
 def attack_command(
     run: Annotated[list[Path], Parameter(help="Folders of trained runs.", negative=())],
     /,
     *,
-    out: Out = _OUT,
+    out: Out = _ATTACK,
     json: Json = False,
     checkpoint_seconds: Seconds = 60.0,
     flags: dict[str, Any],
 ) -> None:
-    """Attack trained runs; of the settings, only attacks and evaluation are read."""
-    only(flags, ("attacks", "evaluation"), "attack")
+    """Attack trained runs; what is not given is as the run was told when it was trained."""
     cards = []
     for folder in run:
         settings = load_settings([reopen.settings_of(folder), flags])
@@ -131,7 +133,7 @@ def report_command(
     card: Annotated[list[Path], Parameter(help="Cards, or folders that hold some.", negative=())],
     /,
     *,
-    out: Out = _OUT,
+    out: Out = _REPORT,
     json: Json = False,
 ) -> None:
     """Make the page from cards."""
@@ -165,11 +167,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         again = shlex.join(["sfumato", *arguments])
         complaint.print(f"sfumato: {stop}; nothing is lost. To go on: {again}")
         return 130
-    except KeyboardInterrupt:
-        complaint.print("sfumato: stopped at once; the last checkpoint is kept, the same command goes on from it")
+    except KeyboardInterrupt as stop:
+        complaint.print("; ".join(["sfumato: stopped at once", *map(str, stop.args)]))
         return 130
     except (SfumatoError, CycloptsError) as error:
-        for line in str(error).strip().splitlines():
+        lines = _with_bad_values(arguments) if isinstance(error, UnknownOptionError) else _lines(error)
+        for line in lines:
             complaint.print(f"sfumato: {line}")
         return 2
     return code if isinstance(code, int) else 0
@@ -180,11 +183,36 @@ def main() -> None:
     sys.exit(run())
 
 
+def _with_bad_values(arguments: list[str]) -> list[str]:
+    """A line for each flag that the command does not have, and for each bad value beside them."""
+    words, unknown = list(arguments), []
+    while True:
+        try:
+            _, bound, unused, _ = app.parse_known_args(words)
+            break
+        except UnknownOptionError as error:  # a command that takes names complains about each flag among them
+            unknown.append(error.token.keyword or error.token.value)
+            words.remove(unknown[-1])
+    unknown += [word for word in unused if word.startswith("-") and not word[1:2].isdigit()]
+    collection = app[words[0]].assemble_argument_collection()
+    known = [name.removeprefix("--") for argument in collection for name in argument.names]
+    lines = [unknown_flag(word, words[0], known) for word in unknown]
+    try:
+        _settings(bound.arguments.get("preset"), bound.arguments.get("config"), nested(bound.arguments))
+    except SfumatoError as error:
+        lines += _lines(error)
+    return lines
+
+
+def _lines(error: Exception) -> list[str]:
+    return str(error).strip().splitlines()
+
+
 def _settings(name: str | None, config: Path | None, flags: dict[str, Any]) -> Settings:
     layers: list[dict[str, Any]] = []
     # A file says everything itself; the default preset is for calls that say nothing.
     if name is not None or config is None:
-        layers.append(preset(name or "digits"))
+        layers.append(preset(name or DEFAULT_PRESET))
     if config is not None:
         layers.append(read_yaml(config))
     return load_settings([*layers, flags])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -12,9 +13,11 @@ from cyclopts import Parameter, Token
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sfumato.audit.settings import Settings
+from sfumato.audit.settings import Settings, preset
 from sfumato.errors import InputError
 
+DEFAULT_PRESET = "digits"
+"""Where a call without ``--config`` starts from."""
 _ESCAPE = "__"
 
 
@@ -22,18 +25,33 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command a flag for every field of :class:`~sfumato.audit.settings.Settings`.
 
     The command gets what was given as one nested mapping, in its argument ``flags``. Values stay text: the settings
-    validate them, so that everything wrong is reported at once and in the same words as for a YAML file.
+    validate them, so that everything wrong is reported at once and in the same words as for a YAML file. The help
+    shows what holds without a flag: the value of the preset :data:`DEFAULT_PRESET`, and the field's own default, which
+    holds with ``--config``, where that is another.
     """
+    return _with_flags(command, _parameters(Settings, (), Settings.model_validate(preset(DEFAULT_PRESET))))
+
+
+def takes_sections(*sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Like :func:`takes_settings` for a command that reads some sections alone, and the rest from elsewhere.
+
+    The help shows no defaults: what is not given comes from there too.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        every = _parameters(Settings, (), None)
+        return _with_flags(command, (p for p in every if p.name.split(_ESCAPE)[0] in sections))
+
+    return decorate
+
+
+def _with_flags(command: Callable[..., None], flags: Iterable[inspect.Parameter]) -> Callable[..., None]:
     own = [p for name, p in inspect.signature(command, eval_str=True).parameters.items() if name != "flags"]
-    generated = list(_parameters(Settings, ()))
+    generated = list(flags)
 
     def with_flags(*args: Any, **given: Any) -> None:
-        flags: dict[str, Any] = {}
-        for parameter in generated:
-            value = given.pop(parameter.name, None)
-            if value is not None:
-                _put(flags, parameter.name.split(_ESCAPE), value)
-        command(*args, flags=flags, **given)
+        rest = {name: value for name, value in given.items() if name not in _SETTINGS}
+        command(*args, flags=nested(given), **rest)
 
     with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__
     with_flags.__signature__ = inspect.Signature([*own, *generated])  # type: ignore[attr-defined]
@@ -41,37 +59,64 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     return with_flags
 
 
-def _parameters(section: type[BaseModel], path: tuple[str, ...]) -> Iterator[inspect.Parameter]:
+def nested(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among a command's arguments, as the mapping that a YAML file would hold."""
+    tree: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in _SETTINGS and value is not None:
+            *path, last = name.split(_ESCAPE)
+            section = tree
+            for step in path:
+                section = section.setdefault(step, {})
+            section[last] = value
+    return tree
+
+
+def _parameters(
+    section: type[BaseModel], path: tuple[str, ...], preset: BaseModel | None
+) -> Iterator[inspect.Parameter]:
     for name, field in section.model_fields.items():
-        kind = field.annotation
+        kind, own = field.annotation, getattr(preset, name, None)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _parameters(kind, (*path, name))
+            yield from _parameters(kind, (*path, name), own)
             continue
+        default = "" if preset is None else _default(own, field.default)
         yield inspect.Parameter(
             _ESCAPE.join((*path, name)),
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=_annotation(field, (*path, name)),
+            annotation=_annotation(field, (*path, name), default),
         )
 
 
-def _annotation(field: FieldInfo, path: tuple[str, ...]) -> Any:
+def _annotation(field: FieldInfo, path: tuple[str, ...], default: str) -> Any:
     kind = _without_none(field.annotation)
     many = get_origin(kind) is tuple
-    # Text wherever it is not a choice: cyclopts would validate it first, alone, and in other words.
     choice = get_origin(kind) is Literal
     description = " ".join((field.description or "").replace("``", "").split())
     parameter = Parameter(
         name="--" + ".".join(path),
-        help=f"{description} [default: {_shown(field.default)}]" if field.default is not None else description,
+        help=f"{description} {default}".strip(),
         group=path[0] if len(path) > 1 else "Parameters",
         show_default=False,
         consume_multiple=many,
         negative=(),
-        metavar=None if choice else "NAME..." if many else kind.__name__.upper(),
-        converter=None if choice else _several if many else _one,
+        metavar="CHOICE" if choice else "NAME..." if many else kind.__name__.upper(),
+        # Text for the settings to read: cyclopts would validate it first, alone, and in other words.
+        converter=_choice if choice else _several if many else _one,
     )
-    return Annotated[kind | None if choice else list[str | dict[str, Any]] | None if many else Any, parameter]
+    # With str beside the choices, cyclopts shows and completes them and takes any text.
+    return Annotated[kind | str | None if choice else list[str | dict[str, Any]] | None if many else Any, parameter]
+
+
+def _default(preset: object, plain: object) -> str:
+    """What holds without the flag: without anything, and with ``--config``."""
+    shown, own = _shown(preset), _shown(plain)
+    if preset == plain:
+        return f"[default: {shown}]" if plain is not None else ""
+    if shown == own:
+        return f"[default: {shown} with the preset's arguments; with their own with --config]"
+    return f"[default: {shown}; {own} with --config]"
 
 
 def _without_none(annotation: Any) -> Any:
@@ -82,11 +127,22 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _shown(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+    if isinstance(value, Mapping):  # a defense or an attack by its label or its name
+        names = [str(value[key]) for key in ("label", "recipe", "part", "attack") if key in value]
+        return names[0] if names else "chain"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return " ".join(map(_shown, value))
+    return "unset" if value is None else str(value)
 
 
 def _one(kind: Any, tokens: Sequence[Token]) -> str:
     return tokens[0].value
+
+
+def _choice(kind: Any, tokens: Sequence[Token]) -> Any:
+    """The choice that is written so, which may be a number; anything else is left for the settings to refuse."""
+    choices = [choice for member in get_args(kind) for choice in get_args(member)]
+    return next((choice for choice in choices if str(choice) == tokens[0].value), tokens[0].value)
 
 
 def _several(kind: Any, tokens: Sequence[Token]) -> list[Any]:
@@ -104,18 +160,25 @@ def _item(token: Token) -> Any:
         raise InputError(field, token.value, f'a name, or JSON such as {{"recipe": "noise"}} ({error})') from error
 
 
-def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for step in path[:-1]:
-        tree = tree.setdefault(step, {})
-    tree[path[-1]] = value
+def unknown_flag(word: str, command: str, known: Collection[str]) -> str:
+    """A line about a flag that a command does not have: whose it is, or what it may have been meant to be.
 
-
-def only(flags: Mapping[str, Any], allowed: Sequence[str], command: str) -> None:
-    """Refuse settings that a command does not read.
-
-    Raises:
-        InputError: A section outside ``allowed`` was given.
+    Args:
+        word: What was written, with or without ``=value``.
+        command: The command's name.
+        known: The flags that it has, without dashes.
     """
-    for name in flags:
-        if name not in allowed:
-            raise InputError(f"{command}: {name}", flags[name], f"only {', '.join(allowed)}: the rest is the run's")
+    flag = word.partition("=")[0].removeprefix("--")
+    line = f"Unknown option: {word.partition('=')[0]}"
+    if _name(flag) in _SETTINGS:
+        read = dict.fromkeys(name.partition(".")[0] for name in known if _name(name) in _SETTINGS)
+        return f"{line}. Of the settings, {command} reads {' and '.join(read) or 'none'}; the rest is as the run has it"
+    near = difflib.get_close_matches(flag, known, n=1)
+    return f"{line}. Did you mean --{near[0]}?" if near else line
+
+
+def _name(flag: str) -> str:
+    return flag.replace("-", "_").replace(".", _ESCAPE)
+
+
+_SETTINGS = frozenset(parameter.name for parameter in _parameters(Settings, (), None))

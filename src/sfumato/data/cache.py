@@ -13,6 +13,7 @@ from sfumato.data.dataset import ImageSet
 from sfumato.data.decode import Form
 from sfumato.data.listing import RawSplits, Source, decode
 from sfumato.errors import CorruptFileError
+from sfumato.progress import Progress
 from sfumato.storage import hash_of, load_state, save_state
 
 _log = logging.getLogger(__name__)
@@ -26,11 +27,14 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sfumato"
 
 
-def decode_once(source: Source, form: Form, top_classes: int | None, cache_dir: Path) -> RawSplits:
+def decode_once(
+    source: Source, form: Form, top_classes: int | None, cache_dir: Path, progress: Progress | None = None
+) -> RawSplits:
     """Decode a source, or take what was decoded before.
 
     The file is found by a hash of the source's fingerprint and the other arguments, and is used only if
-    its checksum is right; a damaged one is logged and replaced. Its tensors stay memory-mapped.
+    its checksum is right; a damaged one is logged and replaced. Its tensors stay memory-mapped. ``progress`` is told of
+    a decoding that takes long enough to be cached.
 
     Raises:
         InputError: The source cannot be read.
@@ -48,7 +52,7 @@ def decode_once(source: Source, form: Form, top_classes: int | None, cache_dir: 
         pass
     except CorruptFileError as error:
         _log.warning("%s: decoding %s again", error, source.name)
-    raw = decode(source.listing(), form, source.name, top_classes)
+    raw = decode(source.listing(), form, source.name, top_classes, progress)
     save_state(path, _pack(raw))
     return raw
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sfumato.data.augment import Augment
 from sfumato.errors import InputError
 from sfumato.storage import state_digest
 
@@ -80,9 +81,12 @@ class Splits:
 
     ``train`` teaches the model, ``validation`` selects it, ``test`` is touched only to report, and
     ``auxiliary`` is what an attacker owns that the model never saw (``None`` where none was set aside).
+    ``augment`` is what the data set's paper does to training images (``None`` where it does nothing, or no paper is
+    known).
     """
 
     train: ImageSet
     validation: ImageSet
     test: ImageSet
     auxiliary: ImageSet | None = None
+    augment: Augment | None = None

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sfumato.errors import InputError
+from sfumato.progress import Progress
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Channels: TypeAlias = Literal[1, 3]
@@ -84,10 +85,11 @@ class Form:
             raise InputError("channels", self.channels, "1 (gray) or 3 (RGB)")
 
 
-def decode_images(images: Iterable[Encoded], count: int, form: Form) -> Tensor:
+def decode_images(images: Iterable[Encoded], count: int, form: Form, progress: Progress | None = None) -> Tensor:
     """Decode ``count`` images into one uint8 tensor of shape (N, C, H, W).
 
-    Only a few hundred encoded images are held at a time, and the decoded ones once.
+    Only a few hundred encoded images are held at a time, and the decoded ones once. ``progress`` is advanced by one for
+    each, a few hundred at a time.
 
     Raises:
         InputError: An image that cannot be read, or images of several sizes where no size was asked for.
@@ -106,6 +108,8 @@ def decode_images(images: Iterable[Encoded], count: int, form: Form) -> Tensor:
                     stack = np.repeat(stack, 3, axis=1)
                 stack[filled] = pixels
                 filled += 1
+            if progress is not None:
+                progress.advance(len(chunk))
     if stack is None or filled != count:
         raise InputError("images", filled, f"{count} images" if count else "at least one image")
     return torch.from_numpy(stack)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sfumato.data.dataset import ImageSet
 from sfumato.data.decode import Encoded, Form, decode_images
 from sfumato.errors import InputError
+from sfumato.progress import Progress, Silent
 
 Labels: TypeAlias = NDArray[np.int64]
 Keep: TypeAlias = NDArray[np.bool_]
@@ -72,7 +73,9 @@ class Source(Protocol):
         ...
 
 
-def decode(listing: Listing, form: Form, name: str, top_classes: int | None = None) -> RawSplits:
+def decode(
+    listing: Listing, form: Form, name: str, top_classes: int | None = None, progress: Progress | None = None
+) -> RawSplits:
     """Decode what is listed.
 
     Args:
@@ -81,6 +84,7 @@ def decode(listing: Listing, form: Form, name: str, top_classes: int | None = No
         name: The name of the source.
         top_classes: Keep only so many classes, those with the most images (first listed where equal),
             relabeled from 0 in their old order; ``None`` keeps all.
+        progress: Told of a task of as many steps as there are images.
 
     Raises:
         InputError: An image that cannot be read, a part without images, or more classes asked for than
@@ -89,15 +93,20 @@ def decode(listing: Listing, form: Form, name: str, top_classes: int | None = No
     parts = {"train": listing.train} | ({"test": listing.test} if listing.test else {})
     new_label = _relabeling(listing, top_classes)
     classes = tuple(label for label, new in zip(listing.classes, new_label) if new >= 0)
-    images: dict[str, ImageSet] = {}
-    for part_name, part in parts.items():
-        keep = new_label[part.labels] >= 0
-        count = int(keep.sum())
+    kept = {part_name: new_label[part.labels] >= 0 for part_name, part in parts.items()}
+    counts = {part_name: int(keep.sum()) for part_name, keep in kept.items()}
+    for part_name, count in counts.items():
         if count == 0:
             raise InputError(f"{name}.{part_name}", "no image", "a part with at least one image")
-        pixels = decode_images(part.encoded(keep), count, form)
+    progress = progress or Silent()
+    progress.start(f"decode {name}", sum(counts.values()))
+    images: dict[str, ImageSet] = {}
+    for part_name, part in parts.items():
+        keep = kept[part_name]
+        pixels = decode_images(part.encoded(keep), counts[part_name], form, progress)
         labels = torch.from_numpy(new_label[part.labels[keep]])
         images[part_name] = ImageSet(pixels, labels, classes, f"{name} {part_name}")
+    progress.finish()
     return _matching_channels(RawSplits(images["train"], images.get("test")))
 
 

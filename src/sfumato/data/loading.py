@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from sfumato.data.dataset import Splits
@@ -11,6 +12,7 @@ from sfumato.data.presets import PRESETS
 from sfumato.data.sources import load_source
 from sfumato.data.splits import Fractions, make_splits
 from sfumato.errors import InputError
+from sfumato.progress import Progress
 
 
 def load(
@@ -34,6 +36,7 @@ def load(
     seed: int = 0,
     cache: bool = True,
     cache_dir: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> Splits:
     """Load a data set, ready to train and to report on.
 
@@ -57,6 +60,10 @@ def load(
         seed: Decides which images go where.
         cache: Keep the decoded images on disk.
         cache_dir: Where; see :func:`~sfumato.data.cache.default_cache_dir`.
+        progress: Told how many images are decoded, the first time.
+
+    Returns:
+        The parts, and what the preset's paper does to training images.
 
     Raises:
         InputError: An argument or something in the source that cannot be used.
@@ -77,10 +84,11 @@ def load(
         top_classes=top_classes,
         cache=cache,
         cache_dir=cache_dir,
+        progress=progress,
     )
     if raw.test is not None and test is not None:
         raise InputError("test", test, "None, as the source has test images (leave them out with test_splits=())")
-    return make_splits(
+    splits = make_splits(
         raw.train,
         raw.test,
         validation=usual.validation if validation is None else validation,
@@ -90,3 +98,4 @@ def load(
         test_limit=test_limit,
         seed=seed,
     )
+    return replace(splits, augment=PRESETS[source].augment if source in PRESETS else None)

@@ -45,7 +45,8 @@ class Preset:
         top_classes: Keep only so many classes, those with the most images.
         mean: Of each channel in [0, 1], for normalization; ``None`` where the paper gives none.
         std: Standard deviation, likewise.
-        augment: What the paper does to training images; ``None`` where it is not known to us.
+        augment: What the paper does to training images, and what ``training.augment: preset`` does; ``None`` where it
+            is not known to us.
         fractions: The paper's division, as far as it has one.
         citation: Who made the data set and, after a semicolon, whose use of it this preset follows.
         license_note: Under what terms it can be had.

@@ -16,6 +16,7 @@ from sfumato.data.listing import RawSplits, Source, decode
 from sfumato.data.parquet import Columns, ParquetSource
 from sfumato.data.presets import PRESETS, Preset
 from sfumato.errors import InputError, one_of
+from sfumato.progress import Progress
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _ANY = Columns()
@@ -36,6 +37,7 @@ def load_source(
     top_classes: int | None = None,
     cache: bool = True,
     cache_dir: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> RawSplits:
     """Read a source's images, divided as the source divides them.
 
@@ -58,6 +60,7 @@ def load_source(
         top_classes: Keep only so many classes, those with the most images.
         cache: Keep the decoded images on disk and use them the next time.
         cache_dir: Where; ``None`` for ``$SFUMATO_CACHE`` or ``sfumato`` in the user's cache folder.
+        progress: Told how many images are decoded; of nothing where they are taken from the disk as decoded before.
 
     Raises:
         InputError: No such source, an argument that does not apply to it, or something in it that cannot be
@@ -78,8 +81,8 @@ def load_source(
         top_classes = preset.top_classes if top_classes is None else top_classes
     form = Form(_height_and_width(image_size), channels)
     if not cache:
-        return decode(found.listing(), form, found.name, top_classes)
-    return decode_once(found, form, top_classes, Path(cache_dir) if cache_dir else default_cache_dir())
+        return decode(found.listing(), form, found.name, top_classes, progress)
+    return decode_once(found, form, top_classes, Path(cache_dir) if cache_dir else default_cache_dir(), progress)
 
 
 @dataclass(frozen=True)

@@ -28,35 +28,42 @@ def add_outer_products(sums: Tensor, rows: Tensor, index: Tensor) -> None:
         rows: (N, D).
         index: (N,) group of each row.
     """
-    padded, _ = _padded(rows, index, len(sums))
+    if len(rows) == 0:
+        return
+    padded, place = _padded(rows, index, len(sums))
+    filled = rows.new_zeros(len(sums) * padded.shape[1]).index_fill_(0, place, 1.0)
+    padded *= filled.view(len(sums), -1, 1)
     sums.baddbmm_(padded.mT, padded)
 
 
-def group_products(matrices: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-    """A_g r of each row with the symmetric matrix of its own group.
+def group_products(rows: Tensor, matrices: Tensor, index: Tensor) -> Tensor:
+    """Each row times the matrix of its own group.
 
     Args:
-        matrices: (G, D, D), symmetric.
         rows: (N, D).
+        matrices: (G, D, E).
         index: (N,) group of each row.
 
     Returns:
-        (N, D).
+        (N, E).
     """
-    if rows.device.type != "cpu":
+    if rows.device.type != "cpu" or len(rows) == 0:
         # The size of the largest group would have to be waited for; gathering the matrices costs memory only.
-        return torch.bmm(matrices[index], rows.unsqueeze(-1)).squeeze(-1)
+        return torch.bmm(rows.unsqueeze(1), matrices[index]).squeeze(1)
     padded, place = _padded(rows, index, len(matrices))
-    return torch.bmm(padded, matrices)[index, place]
+    return torch.bmm(padded, matrices).flatten(0, 1).index_select(0, place)
 
 
 def _padded(rows: Tensor, index: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Rows as (G, size of the largest group, D), filled up with zeros; and each row's place in its group."""
-    order = index.argsort(stable=True)
+    """Rows as (G, size of the largest group, D), filled up with any row; and each row's place in it, flattened."""
+    group, order = index.sort(stable=True)
     sizes = torch.bincount(index, minlength=groups)
-    starts = sizes.cumsum(0) - sizes
-    place = torch.empty_like(index)
-    place[order] = torch.arange(len(index), device=index.device) - starts[index[order]]
-    padded = rows.new_zeros(groups, int(sizes.max()) if len(index) else 0, rows.shape[1])
-    padded[index, place] = rows
-    return padded, place
+    largest = int(sizes.max())
+    count = torch.arange(max(groups, len(index)), device=index.device)
+    # The i-th row of a group is at i places after its group's first.
+    first = count[:groups] * largest - (sizes.cumsum(0) - sizes)
+    sorted_place = count[: len(index)] + first.index_select(0, group)
+    place = torch.empty_like(index).index_copy_(0, order, sorted_place)
+    source = order.new_zeros(groups * largest).index_copy_(0, sorted_place, order)
+    # Selecting rows is several times faster than writing them to their places.
+    return rows.index_select(0, source).view(groups, largest, rows.shape[1]), place

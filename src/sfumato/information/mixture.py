@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import InputError, one_of
 from sfumato.information.gaussian import shrink
-from sfumato.information.grouping import add_outer_products, group_sums
+from sfumato.information.grouping import add_outer_products, group_products
 from sfumato.information.rate import mixture_rate
 
 Covariance = Literal["isotropic", "diagonal", "full"]
@@ -89,14 +89,21 @@ class ClassMixture(nn.Module):
         Returns:
             (N,) flat component index, y·M + m.
         """
-        k, m, d = self.means.shape
-        # |z|² is the same for all components of a row, so the nearest is found without it. From the centers' middle:
-        # far from zero the two terms would cancel.
-        middle = self.means.mean((0, 1))
-        z, means = z.detach() - middle, self.means - middle
-        scores = means.square().sum(-1) - 2 * (z @ means.view(k * m, d).T).view(-1, k, m)
-        own = scores.gather(1, y.view(-1, 1, 1).expand(-1, 1, m)).squeeze(1)
-        return y * m + own.argmin(1)
+        return self._nearest()(z, y)
+
+    def _nearest(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """:meth:`assign`, with what depends on the centers alone computed once."""
+        # |z|² is the same for all components of a row, so the nearest is found without it. From the middle of its
+        # class's centers: far from zero the terms would cancel.
+        middle = self.means.mean(1, keepdim=True)
+        means = self.means - middle
+        offsets = means.square().sum(2) + 2 * (means * middle).sum(2)  # (K, M)
+
+        def assign(z: Tensor, y: Tensor) -> Tensor:
+            products = group_products(z.detach(), means.mT, y)
+            return torch.add(offsets.index_select(0, y), products, alpha=-2).argmin(1).add_(y, alpha=offsets.shape[1])
+
+        return assign
 
     @torch.no_grad()
     def refresh(self, features: Callable[[], Iterable[tuple[Tensor, Tensor]]], *, generator: torch.Generator) -> None:
@@ -152,13 +159,15 @@ class ClassMixture(nn.Module):
         squares = torch.zeros_like(self.covariances).flatten(0, 1)
         farthest, strays = self.means.new_full((k,), -1.0), torch.zeros_like(self.means[:, 0])
         flat = self.means.view(k * m, d)
+        assign = self._nearest()
         for z, y in features:
-            index = self.assign(z, y)
-            residual = z - flat[index]
-            distance = residual.square().sum(1)
-            counts += torch.bincount(index, minlength=k * m)
+            index = assign(z, y)
             # Sums of residuals, not of features: the variance below would cancel for features far from zero.
-            sums += group_sums(residual, index, k * m)
+            residual = flat.index_select(0, index)
+            torch.sub(z.detach(), residual, out=residual)
+            distance = torch.linalg.vector_norm(residual, dim=1).square()
+            counts.index_add_(0, index, torch.ones_like(distance))
+            sums.index_add_(0, index, residual)
             _add_squares(squares, residual, distance, index)
             _keep_farthest(farthest, strays, distance, z, y)
         shift = sums / counts.clamp_min(1).unsqueeze(1)
@@ -178,9 +187,9 @@ class ClassMixture(nn.Module):
 def _add_squares(sums: Tensor, residual: Tensor, distance: Tensor, index: Tensor) -> None:
     """Second moments of the residuals of each component, in the form of its covariance."""
     if sums.ndim == 1:
-        sums += group_sums(distance / residual.shape[1], index, len(sums))
+        sums.index_add_(0, index, distance, alpha=1 / residual.shape[1])
     elif sums.ndim == 2:
-        sums += group_sums(residual.square(), index, len(sums))
+        sums.index_add_(0, index, residual.square())
     else:
         add_outer_products(sums, residual, index)
 
@@ -212,8 +221,11 @@ def _reservoir(
 
 
 def _keep_farthest(farthest: Tensor, strays: Tensor, distance: Tensor, z: Tensor, y: Tensor) -> None:
-    best = farthest.clone().scatter_reduce_(0, y, distance, "amax")
-    winner = (distance == best[y]) & (distance > farthest[y])
+    before = farthest.index_select(0, y)
+    if not (distance > before).any():  # as in most batches of a pass
+        return
+    best = farthest.scatter_reduce(0, y, distance, "amax")
+    winner = (distance == best[y]) & (distance > before)
     strays[y[winner]] = z[winner]
     farthest.copy_(best)
 

@@ -36,7 +36,7 @@ def reference_loss(mixture: ClassMixture, z: Tensor, y: Tensor, floor: float) ->
     """
     k, m, d = mixture.means.shape
     index = mixture.assign(z, y)
-    distance = (z - mixture.means.view(k * m, d)[index]).square().mean(1)
+    distance = (z - mixture.means.view(k * m, d).index_select(0, index)).square().mean(1)
     # Copies: the running values below change before the backward pass reads these.
     weights, before = mixture.weights.flatten().clone(), mixture.covariances.flatten().clone()
     found, expected = mixture.track(index)
@@ -82,14 +82,14 @@ class RateLoss:
         mixture = self._mixture
         index = mixture.assign(z, y)
         with torch.no_grad():
-            residual = z.detach() - mixture.means.flatten(0, 1)[index]
+            residual = z.detach() - mixture.means.flatten(0, 1).index_select(0, index)
             found, expected = mixture.track(index)
             if mixture.covariances.ndim == 4:
                 factors = self._factorized()
-                growth, pull = factors.growth, group_products(factors.pulls, residual, index)
+                growth, pull = factors.growth, group_products(residual, factors.pulls, index)
             else:
                 variances = self._follow(residual, index, found, expected)
-                pull = residual / (variances.view(len(variances), -1)[index] + self._noise)
+                pull = residual / (variances.view(len(variances), -1).index_select(0, index) + self._noise)
                 growth = 0.5 * torch.log1p(variances / self._noise).view(len(variances), -1).sum(1)
                 growth = growth * (z.shape[1] if variances.ndim == 1 else 1)
             shares = mixture.shares

@@ -2,6 +2,7 @@
 
 from sfumato.metrics.cost import Cost, latency, macs, parameters, split_cost
 from sfumato.metrics.reconstruction import Quality, quality
+from sfumato.metrics.theory import theory
 from sfumato.metrics.utility import accuracy
 
-__all__ = ["Cost", "Quality", "accuracy", "latency", "macs", "parameters", "quality", "split_cost"]
+__all__ = ["Cost", "Quality", "accuracy", "latency", "macs", "parameters", "quality", "split_cost", "theory"]

@@ -39,6 +39,7 @@ class Decoder(nn.Sequential):
 
     A residual block to ``width`` channels, ``depth`` residual blocks, one transposed convolution (3×3, stride 2, batch
     norm, ReLU) for each doubling up to the image size, a residual block to C channels, sigmoid (CEM, supplement S.3).
+    Where doubling does not lead to the image's size, the nearest is resized to it (bilinear) before the last block.
     With depth 8 and width 64 it has the published 711,539 parameters at 8×8×8 → 3×32×32, and 415,091 with depth 4.
 
     The paper's 90.66 MMAC count each transposed convolution at its output's size; a transposed convolution of stride 2
@@ -46,13 +47,13 @@ class Decoder(nn.Sequential):
 
     Args:
         feature_shape: (c, h, w).
-        image_shape: (C, H, W); H = h·2^k and W = w·2^k for a whole k ≥ 0.
+        image_shape: (C, H, W); H ≥ h and W ≥ w.
         depth: Number of residual blocks before the upsampling.
         width: Channels.
         generator: Source of the initial weights.
 
     Raises:
-        InputError: The feature is no map (c, h, w), the image is no power of two larger, depth < 0 or width < 1.
+        InputError: The feature is no map (c, h, w), it is larger than the image, depth < 0 or width < 1.
     """
 
     def __init__(
@@ -73,24 +74,22 @@ class Decoder(nn.Sequential):
             for _ in range(times):
                 up = nn.ConvTranspose2d(width, width, 3, stride=2, padding=1, output_padding=1)
                 layers += [up, nn.BatchNorm2d(width), nn.ReLU()]
+            if tuple(side << times for side in feature_shape[1:]) != image_shape[1:]:
+                layers.append(nn.Upsample(image_shape[1:], mode="bilinear"))
             super().__init__(*layers, ResidualBlock(width, image_shape[0]), nn.Sigmoid())
         initialize(self, generator)
 
 
 def doublings(feature_shape: tuple[int, ...], image_shape: tuple[int, int, int]) -> int:
-    """How often (h, w) of a feature has to double to become (H, W) of an image.
+    """How often (h, w) of a feature doubles to come nearest, by ratio, to (H, W) of an image.
+
+    The side that has less to go decides, where the two differ.
 
     Raises:
-        InputError: The feature is no map (c, h, w), or no number of doublings leads there.
+        InputError: The feature is no map (c, h, w), or larger than the image.
     """
-    if len(feature_shape) == 3:
-        _, h, w = feature_shape
-        _, height, breadth = image_shape
-        k = round(math.log2(height / h))
-        if k >= 0 and (h << k, w << k) == (height, breadth):
-            return k
-    raise InputError(
-        "feature shape",
-        tuple(feature_shape),
-        f"(c, h, w) with {image_shape[1:]} = (h, w)·2^k for a whole k ≥ 0",
-    )
+    sides = list(zip(image_shape[1:], feature_shape[1:]))
+    if len(feature_shape) != 3 or any(image < feature for image, feature in sides):
+        accepted = f"(c, h, w) with no side longer than the image's {image_shape[1:]}"
+        raise InputError("feature shape", tuple(feature_shape), accepted)
+    return round(math.log2(min(image / feature for image, feature in sides)))

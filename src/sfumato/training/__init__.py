@@ -6,7 +6,6 @@ from sfumato.data import Augment, Splits
 from sfumato.defenses import BoundDefense
 from sfumato.models import SplitModel
 from sfumato.training.loop import Fit, Job, Plan, fit
-from sfumato.training.progress import Bar, Progress, Silent, Titled
 from sfumato.training.runtime import Runtime, make_fabric
 from sfumato.training.settings import Training, load_optimizer, make_optimizer, make_schedule
 from sfumato.training.split_job import SplitJob
@@ -17,6 +16,11 @@ AUGMENTATIONS: dict[str, Augment | None] = {
     "crop_flip": Augment(crop_padding=4, flip=True, rotation=0),
     "crop_flip_rotate": Augment(crop_padding=4, flip=True, rotation=15),
 }
+
+
+def augmentation(training: Training, data: Splits) -> Augment | None:
+    """What a recipe does to these training images."""
+    return data.augment if training.augment == "preset" else AUGMENTATIONS[training.augment]
 
 
 def train(
@@ -52,7 +56,7 @@ def train(
         training.epochs,
         training.batch_size,
         seed,
-        AUGMENTATIONS[training.augment],
+        augmentation(training, data),
         select_from=first if training.select == "best" else training.epochs - 1,
     )
     result = fit(job, images, plan, runtime)
@@ -61,16 +65,13 @@ def train(
 
 __all__ = [
     "AUGMENTATIONS",
-    "Bar",
     "Fit",
     "Job",
     "Plan",
-    "Progress",
     "Runtime",
-    "Silent",
     "SplitJob",
-    "Titled",
     "Training",
+    "augmentation",
     "fit",
     "load_optimizer",
     "make_fabric",

@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 
 from sfumato.errors import InputError
-from sfumato.training.progress import Progress, Silent
+from sfumato.progress import Progress, Silent
 
 
 @dataclass(frozen=True, eq=False)

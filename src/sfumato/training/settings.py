@@ -47,9 +47,9 @@ class Training(BaseModel):
     """``best`` looks at epochs after this fraction of the training only, for a defense whose pressure
     grows is not at work in early, more accurate epochs.
     """
-    augment: Literal["none", "flip", "crop_flip", "crop_flip_rotate"] = "crop_flip_rotate"
-    """Random crop with padding, flip and rotation: ``none``, ``flip``, ``crop_flip`` or
-    ``crop_flip_rotate`` (padding 4, 15°: CEM on CIFAR).
+    augment: Literal["preset", "none", "flip", "crop_flip", "crop_flip_rotate"] = "preset"
+    """What is done to training images at random: what the ``preset`` of the data names (nothing for other data),
+    ``none``, ``flip``, ``crop_flip`` or ``crop_flip_rotate`` (padding 4, 15°: CEM on CIFAR).
     """
 
 

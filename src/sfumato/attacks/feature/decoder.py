@@ -25,7 +25,8 @@ class DecoderAttack(Attack):
     """Learn x from z by mean squared error with a residual decoder (CEM, supplement S.3; after ResSFL).
 
     It needs queries alone, so it works under every threat model; every batch is sent anew, so that it learns
-    the channel's randomness. The epoch with the best MSE on the attacker's own validation images is kept. The
+    the channel's randomness. An image of any size is reached by doubling the feature's and, where that does not lead
+    there, one bilinear resize. The epoch with the best MSE on the attacker's own validation images is kept. The
     paper trains with Adam at 0.005; the authors' program at 0.001 with cosine decay to 1e-5 and weight decay 1e-4.
     The default is the program's.
 
@@ -58,7 +59,7 @@ class DecoderAttack(Attack):
         self._require(0 <= self.weight_decay < float("inf"), "weight_decay", "0 or more")
 
     def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
-        """The decoder doubles the feature's size: the image's has to be a power of two times it."""
+        """The decoder enlarges maps: the feature has to be one, and no larger than the image."""
         doublings(feature_shape, image_shape)
 
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sfumato.data import ImageSet
+from sfumato.metrics import theory
+from sfumato.models import Feature, SplitModel
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def made(variance: float, scale: float = 1.0) -> SplitModel:
+    """An edge that averages 4×4 patches and scales."""
+    edge = nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(1, 1, 1, bias=False))
+    nn.init.constant_(edge[1].weight, scale)
+    feature = Feature((1, 3, 3), (0.0, 1.0), variance)
+    cloud = nn.Sequential(nn.Flatten(), nn.Linear(9, 2))
+    return SplitModel(edge, nn.Identity(), cloud, image_shape=(1, 12, 12), feature=feature, cut="x")
+
+
+def two_classes(n: int = 4000) -> ImageSet:
+    """Patches of one value each: class 0 about 60 and class 1 about 180, spread 20, in 9 independent patches."""
+    labels = torch.arange(n) % 2
+    values = 60 + 120 * labels.view(-1, 1, 1, 1) + 20 * torch.randn(n, 1, 3, 3, generator=seeded())
+    pixels = values.clamp(0, 255).round().to(torch.uint8)
+    return ImageSet(pixels.repeat_interleave(4, 2).repeat_interleave(4, 3), labels, ("a", "b"))
+
+
+def test_rate_of_known_features() -> None:
+    """Features are N(μ_class, (20/255)²) in 9 dimensions: R of one component a class is known, five come close."""
+    noise, spread = 0.05**2, (20 / 255) ** 2
+    found = theory(made(noise), two_classes(), generator=seeded(1))
+    exact = math.log(2) + 4.5 * math.log(1 + spread / noise)
+    # Five components cost their own choice, log 5 at most, and save some of the spread.
+    assert exact - 1.5 < found["mixture_rate_nats"] < exact + math.log(5)
+    assert found["mixture_rate_nats_per_dimension"] == pytest.approx(found["mixture_rate_nats"] / 9)
+    assert 0.3 < found["feature_utility"] <= 1
+
+
+def test_more_noise_lowers_rate_and_utility() -> None:
+    images = two_classes(1500)
+    quiet, loud = (theory(made(v), images, generator=seeded(1)) for v in (0.01**2, 0.3**2))
+    assert loud["mixture_rate_nats"] < quiet["mixture_rate_nats"]
+    assert loud["feature_utility"] < quiet["feature_utility"]
+
+
+def test_only_the_ratio_to_the_noise_counts() -> None:
+    images = two_classes(1500)
+    one, ten = (theory(made((0.05 * s) ** 2, s), images, generator=seeded(1)) for s in (1.0, 10.0))
+    assert one["mixture_rate_nats"] == pytest.approx(ten["mixture_rate_nats"], rel=1e-3)
+
+
+def test_without_noise_there_is_no_rate() -> None:
+    assert theory(made(0.0), two_classes(100), generator=seeded()) == {}
+
+
+def test_the_generator_decides() -> None:
+    images = two_classes(600)
+    first, again, other = (theory(made(0.01), images, generator=seeded(s)) for s in (1, 1, 2))
+    assert first == again
+    assert first != other
