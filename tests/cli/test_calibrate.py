@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from sfumato.attacks import DecoderAttack
 from sfumato.audit import Attacked, Calibration, Sizes
@@ -47,6 +48,14 @@ def test_all_beds_at_two_noise_levels(few, capsys):
         assert figures["bound"]["value"] <= figures["mmse"]["value"] * (1 + 1e-9)
         assert figures["information"]["value"] <= figures["rate"]
         assert row["measured"]["error"] > 0
+
+
+def test_the_number_of_threads_is_left_alone(few, capsys):
+    torch.set_num_threads(2)
+    found = told(capsys, *CALIBRATE)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert told(capsys, *CALIBRATE) == found
 
 
 def test_the_whole_range_of_noise_holds(few, capsys):

@@ -6,9 +6,11 @@ import dataclasses
 import json as json_
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
+import torch
 from cyclopts import Parameter
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -50,7 +52,7 @@ def calibrate_command(
     names = bed or tuple(STANDARD_BEDS)
     raise_all(_wrong(sigma, names, seed))
     try:
-        with Bar(Console(stderr=True)) as progress, warnings.catch_warnings():
+        with Bar(Console(stderr=True)) as progress, _one_thread(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # dependencies' advice to programmers is no help to a user
             runtime = Runtime(fabric=make_fabric("cpu"), progress=progress)
             found = [
@@ -70,6 +72,17 @@ def calibrate_command(
         return _INTERRUPTED
     _print(found, as_json=json)
     return BROKEN if any(row.broken() for row in found) else 0
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A block in one thread: small networks gain nothing from more, and figures then do not depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _wrong(sigmas: Sequence[float], names: Sequence[str], seed: int) -> list[InputError]:
