@@ -12,7 +12,15 @@ from sfumato.information.rate import (
     relative_conditional_entropy,
 )
 from sfumato.information.rate_loss import RateLoss, reference_loss
-from sfumato.information.standard_beds import STANDARD_BEDS, StandardBed
+from sfumato.information.standard_beds import (
+    STANDARD_BEDS,
+    StandardBed,
+    matrix_of,
+    patch_covariance,
+    pooling,
+    projection,
+    stationary_covariance,
+)
 from sfumato.information.testbeds import GaussianMixture, LinearGaussian
 
 __all__ = [
@@ -32,9 +40,14 @@ __all__ = [
     "feature_utility",
     "log_densities",
     "log_determinants",
+    "matrix_of",
     "mixture_rate",
     "mmse_bound",
+    "patch_covariance",
+    "pooling",
+    "projection",
     "reference_loss",
     "relative_conditional_entropy",
     "shrink",
+    "stationary_covariance",
 ]
