@@ -40,7 +40,7 @@ def calibrate_command(
         tuple[str, ...],
         Parameter(help=f"Which beds: {', '.join(STANDARD_BEDS)}; by default all.", consume_multiple=True, negative=()),
     ] = (),
-    attack: Annotated[bool, Parameter(help="Also train the decoder attack on every bed (about a minute).")] = True,
+    attack: Annotated[bool, Parameter(help="Also train the decoder attack on every bed (a minute or two).")] = True,
     seed: Annotated[int, Parameter(help="Of images, noise and the attack.")] = 0,
     json: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON instead of a table.")] = False,
 ) -> int:
