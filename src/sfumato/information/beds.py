@@ -89,7 +89,7 @@ class LinearChannel:
         object.__setattr__(self, "weight", self.weight.detach().double())
 
     def send(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Features (N, *feature_shape) of images (N, C, H, W), with noise drawn anew."""
+        """Features (N, ...) in ``feature_shape`` of images (N, C, H, W), with noise drawn anew."""
         clean = x.flatten(1).to(self.weight) @ self.weight.T
         noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
         return (clean + self.sigma * noise).reshape(len(x), *self.feature_shape)

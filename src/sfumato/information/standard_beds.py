@@ -23,7 +23,7 @@ _GRAIN = 0.03
 def stationary_covariance(
     image_shape: tuple[int, int, int], *, std: float, lengths: tuple[float, float], between_channels: float = 0.0
 ) -> Tensor:
-    """Covariance of pixels that are alike where they are near: std²·exp(−|Δrow|/length − |Δcolumn|/length).
+    """Covariance of pixels that are alike where they are near: std²·exp(−rows/length − columns/length) apart.
 
     Args:
         image_shape: (C, H, W).

@@ -250,7 +250,7 @@ class GaussianMixture:
 class LinearGaussian:
     """Images x ~ N(m, S) through a linear channel: every figure in closed form.
 
-    With P = S − S·Wᵀ·(W·S·Wᵀ + σ²I)⁻¹·W·S: I(x; z) = R = ½ log|I + W·S·Wᵀ/σ²|, H(x | z) = ½ log|2πe·P|,
+    With P = S − S·Wᵀ·(W·S·Wᵀ + σ²I)⁻¹·W·S: I(x; z) = R = ½ log det(I + W·S·Wᵀ/σ²), H(x | z) = ½ log det(2πe·P),
     mmse = tr P/d and E[x | z] the Wiener filter. Theorem 1 of CEM holds with equality where P is a multiple of I.
 
     Args:
