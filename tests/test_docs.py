@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from sfumato import attacks, data, defenses, models
 from sfumato.arguments import signature_of
 from sfumato.audit import PRESETS, card, load_settings, preset
+from sfumato.bench import check_experiment, parse_experiment
 from sfumato.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -125,7 +126,11 @@ def test_commands_parse(words):
 
 @pytest.mark.parametrize("text", YAML)
 def test_settings_are_valid(text):
-    load_settings([yaml.safe_load(text)])
+    content = yaml.safe_load(text)
+    if "rows" in content:
+        check_experiment(parse_experiment(content))
+    else:
+        load_settings([content])
 
 
 @pytest.mark.parametrize("name", PRESETS)

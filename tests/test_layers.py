@@ -13,7 +13,7 @@ SRC = ROOT / "src" / "sfumato"
 # From low to high; CONTRIBUTING.md shows the same line.
 ORDER = (
     *("errors", "storage", "arguments", "progress", "information", "data", "models", "metrics"),
-    *("defenses", "training", "attacks", "audit", "report", "cli"),
+    *("defenses", "training", "attacks", "audit", "report", "bench", "cli"),
 )
 MODULES = sorted(SRC.rglob("*.py"))
 OURS = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]

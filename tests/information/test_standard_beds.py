@@ -12,9 +12,9 @@ from sfumato.errors import InputError
 from sfumato.information import STANDARD_BEDS
 from sfumato.information.standard_beds import (
     IMAGE_SHAPE,
+    average_pooling,
     matrix_of,
     patch_covariance,
-    pooling,
     projection,
     stationary_covariance,
 )
@@ -66,7 +66,7 @@ def test_matrix_of_a_linear_map() -> None:
 
 def test_channels() -> None:
     x = torch.randn(2, 3, 4, 8, generator=generator(), dtype=torch.float64)
-    pool = pooling((3, 4, 8), 2, 0.3)
+    pool = average_pooling((3, 4, 8), 2, 0.3)
     assert (pool.sigma, pool.feature_shape) == (0.3, (3, 2, 4))
     torch.testing.assert_close((x.flatten(1) @ pool.weight.T).view(2, 3, 2, 4), F.avg_pool2d(x, 2))
     kernels = torch.randn(5, 3, 2, 2, generator=generator(1))

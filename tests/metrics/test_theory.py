@@ -56,6 +56,12 @@ def test_only_the_ratio_to_the_noise_counts() -> None:
     assert one["mixture_rate_nats"] == pytest.approx(ten["mixture_rate_nats"], rel=1e-3)
 
 
+def test_leakage_of_a_linear_edge() -> None:
+    """Each of 9 features is the mean of 16 pixels, times 2: tr(JᵀJ) = 9·16·(2/16)², over 144 pixels and σ²."""
+    found = theory(made(0.01, 2.0), two_classes(200), generator=seeded(1))
+    assert found["dfil"] == pytest.approx(9 * 16 * (2 / 16) ** 2 / 144 / 0.01, rel=1e-4)
+
+
 def test_without_noise_there_is_no_rate() -> None:
     assert theory(made(0.0), two_classes(100), generator=seeded()) == {}
 

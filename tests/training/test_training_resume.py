@@ -17,7 +17,16 @@ from training_toys import (
 )
 
 from sfumato.data import Augment
-from sfumato.defenses import CEM, Bottleneck, Dropout, Noise, chain
+from sfumato.defenses import (
+    CEM,
+    Bottleneck,
+    Dropout,
+    FusedAttention,
+    GatedAttention,
+    Noise,
+    SlotAttention,
+    chain,
+)
 from sfumato.errors import CorruptFileError, Interrupted
 from sfumato.models import build, split
 from sfumato.training import Training
@@ -45,6 +54,16 @@ CASES = {
     ),
     "everything, sgd, cosine": Case(EVERYTHING, recipe(schedule="cosine")),
     "everything, adam, plateau": Case(EVERYTHING, recipe(optimizer="adam", schedule="plateau", patience=0)),
+    "learned surrogates": Case(
+        chain(
+            Bottleneck(2),
+            Noise(0.1),
+            GatedAttention(hidden=4),
+            SlotAttention(hidden=4, slots=2, slot_noise=0.1),
+            FusedAttention(hidden=4, slots=2, slot_noise=0.1),
+        ),
+        recipe(),
+    ),
     "one step an epoch": Case(chain(Bottleneck(2), Noise(0.1)), recipe(batch_size=20, epochs=4)),
     "given in evaluation mode": Case(chain(), recipe(epochs=2), split=lambda: make_split().eval()),
     "fewer images than a batch": Case(chain(), recipe(batch_size=64, epochs=3)),

@@ -11,7 +11,7 @@ from sfumato.audit.calibration import (
     splits_of,
 )
 from sfumato.audit.card import Card
-from sfumato.audit.protocol import attack_run, audit, train_all
+from sfumato.audit.protocol import attack_run, audit, check, train_all
 from sfumato.audit.runs import Run, train_run
 from sfumato.audit.settings import PRESETS, Settings, load_settings, preset, read_yaml
 
@@ -26,6 +26,7 @@ __all__ = [
     "Sizes",
     "attack_run",
     "audit",
+    "check",
     "images_of",
     "load_settings",
     "measure",

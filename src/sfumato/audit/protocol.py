@@ -76,6 +76,15 @@ def train_all(settings: Settings, *, root: Path, runtime: Runtime) -> list[Run]:
     ]
 
 
+def check(settings: Settings, *, runtime: Runtime) -> None:
+    """Find out, without training anything, whether an audit could run: load the images and set up every defense.
+
+    Raises:
+        InputError: Settings that do not fit the data, the network or each other.
+    """
+    _open(settings, runtime)
+
+
 def _open(settings: Settings, runtime: Runtime) -> tuple[dict[str, Defense], Splits]:
     defenses = settings.resolved_defenses()
     splits = load_data(settings.data, settings.seed, runtime.progress)

@@ -16,6 +16,7 @@ from sfumato.arguments import signature_of
 from sfumato.attacks import ATTACKS
 from sfumato.audit.settings import PRESETS as AUDITS
 from sfumato.audit.settings import preset
+from sfumato.bench import experiments, number_of_models
 from sfumato.data import PRESETS, Augment, Preset
 from sfumato.defenses import PARTS, RECIPES
 from sfumato.models import BACKBONES, Backbone, build
@@ -129,6 +130,19 @@ def _presets() -> list[Row]:
     return [{"name": name, "what": what, "sets": preset(name)} for name, what in AUDITS.items()]
 
 
+def _experiments() -> list[Row]:
+    return [
+        {
+            "name": name,
+            "what": experiment.title,
+            "original": experiment.reference.place if experiment.reference else "",
+            "rows": len(experiment.rows),
+            "models": {size: number_of_models(experiment, size) for size in experiment.sizes},
+        }
+        for name, experiment in experiments().items()
+    ]
+
+
 CATALOGUE: dict[str, Callable[[], list[Row]]] = {
     "data": _data,
     "models": _models,
@@ -136,6 +150,7 @@ CATALOGUE: dict[str, Callable[[], list[Row]]] = {
     "recipes": _recipes,
     "attacks": _attacks,
     "presets": _presets,
+    "experiments": _experiments,
 }
 
 

@@ -52,7 +52,7 @@ Out = Annotated[Path, Parameter(help="Folder for the page and copies of the card
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON instead of tables.")]
 TensorBoard = Annotated[bool, Parameter(negative=(), help="Also log for TensorBoard (extra tensorboard).")]
 Seconds = Annotated[float, Parameter(help="Save a checkpoint at least this often.")]
-Kind = Literal["data", "models", "defenses", "recipes", "attacks", "presets"]
+Kind = Literal["data", "models", "defenses", "recipes", "attacks", "presets", "experiments"]
 
 _RUNS = Path("runs")
 # One for each command, lest attacking a run replace the page of the audit that it came from.
@@ -148,7 +148,7 @@ def list_command(
     *,
     json: Json = False,
 ) -> None:
-    """List data, models, defenses, recipes, attacks and presets with their arguments and sources."""
+    """List data, models, defenses, recipes, attacks, presets and experiments with their arguments and sources."""
     chosen = {name: rows_of() for name, rows_of in CATALOGUE.items() if kind in (None, name)}
     if json:
         _print_json(chosen)

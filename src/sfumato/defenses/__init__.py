@@ -17,11 +17,20 @@ from sfumato.defenses.cem import CEM
 from sfumato.defenses.chain import chain
 from sfumato.defenses.distance_correlation import DistanceCorrelation
 from sfumato.defenses.dropout import Dropout
+from sfumato.defenses.fused_attention import FusedAttention
+from sfumato.defenses.gated_attention import GatedAttention
 from sfumato.defenses.noise import Noise
 from sfumato.defenses.recipes import RECIPES, Recipe
+from sfumato.defenses.slot_attention import SlotAttention
 from sfumato.errors import InputError, one_of, raise_all, together
 
-PARTS: dict[str, type[Defense]] = {part.name: part for part in (Bottleneck, Noise, Dropout, DistanceCorrelation, CEM)}
+PARTS: dict[str, type[Defense]] = {
+    part.name: part
+    for part in (
+        *(Bottleneck, Noise, Dropout, DistanceCorrelation, CEM),
+        *(GatedAttention, SlotAttention, FusedAttention),
+    )
+}
 
 Spec = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 
@@ -77,9 +86,12 @@ __all__ = [
     "DistanceCorrelation",
     "Dropout",
     "Epoch",
+    "FusedAttention",
+    "GatedAttention",
     "Noise",
     "Player",
     "Recipe",
+    "SlotAttention",
     "build",
     "chain",
 ]

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from sfumato.defenses.base import BoundDefense, Context, Defense, Epoch
+from sfumato.defenses.schedule import pressure
 from sfumato.errors import InputError
 from sfumato.information import ClassMixture, RateLoss, reference_loss
 from sfumato.models import SplitModel, output_shape
 
-_LAST_RATE = 4e-4  # the authors' last learning rate, at and below which the weight is 1
 _VARIANTS = ("reference", "isotropic", "diagonal", "full")
 
 
@@ -109,7 +109,7 @@ class BoundCEM(BoundDefense):
         """λ·w(t)·R of the batch; nothing in the first epoch."""
         if ctx.epoch == 0:
             return {}
-        return {"cem": self.spec.weight * self._pressure(ctx.lr) * self.rate(ctx.z_clean, ctx.y)}
+        return {"cem": self.spec.weight * pressure(self.spec.schedule, ctx.lr) * self.rate(ctx.z_clean, ctx.y)}
 
     def rate(self, z: Tensor, y: Tensor) -> Tensor:
         """The variant's loss on one batch, before its weight; follows the mixture's running values.
@@ -136,9 +136,3 @@ class BoundCEM(BoundDefense):
 
     def _component_class(self, y: Tensor) -> Tensor:
         return y if self.spec.per_class else torch.zeros_like(y)
-
-    def _pressure(self, lr: float) -> float:
-        # A hair above the authors' last rate, which 0.05·0.2³ misses by one rounding.
-        if self.spec.schedule == "constant" or lr <= _LAST_RATE * (1 + 1e-6):
-            return 1.0
-        return 0.001 / lr

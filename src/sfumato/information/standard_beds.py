@@ -85,7 +85,7 @@ def matrix_of(
     return answers.flatten(1).T.contiguous(), tuple(answers.shape[1:])
 
 
-def pooling(image_shape: tuple[int, int, int], size: int, sigma: float) -> LinearChannel:
+def average_pooling(image_shape: tuple[int, int, int], size: int, sigma: float) -> LinearChannel:
     """Means of size×size pixels, with noise."""
     return LinearChannel(*_with(sigma, matrix_of(lambda x: F.avg_pool2d(x, size), image_shape)))
 
@@ -99,14 +99,14 @@ def projection(image_shape: tuple[int, int, int], kernels: Tensor, sigma: float)
 
 def white(sigma: float) -> Bed:
     """Independent pixels, all of them sent: theorem 1 holds with equality."""
-    channel = pooling(IMAGE_SHAPE, 1, sigma)
+    channel = average_pooling(IMAGE_SHAPE, 1, sigma)
     return LinearGaussian(_gray(), stationary_covariance(IMAGE_SHAPE, std=_STD, lengths=(0, 0)), channel)
 
 
 def smooth(sigma: float) -> Bed:
     """Pixels that resemble their neighbors, pooled by two: neighboring features help each other."""
     covariance = stationary_covariance(IMAGE_SHAPE, std=_STD, lengths=(4.0, 4.0)) + _grain()
-    return LinearGaussian(_gray(), covariance, pooling(IMAGE_SHAPE, 2, sigma))
+    return LinearGaussian(_gray(), covariance, average_pooling(IMAGE_SHAPE, 2, sigma))
 
 
 def patches(sigma: float) -> Bed:

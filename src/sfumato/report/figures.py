@@ -6,7 +6,8 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,18 +87,30 @@ def privacy_utility_svg(cards: Sequence[Card], *, axis: AxisName = "ssim", width
 def draw(members: Sequence[Entry], *, axis: AxisName, width: int, height: int) -> str:
     """Like :func:`privacy_utility_svg`, for entries that are already named and numbered."""
     how = _AXES[axis]
+    with house_style():
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        axes = figure.add_axes((56 / width, 50 / height, 1 - 72 / width, 1 - 62 / height))
+        _frame(axes, how, members, narrow=width < 500)
+        _points(axes, how, members)
+        return as_svg(figure)
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw as every plot here is drawn, whatever the reader's own settings are."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         # The reader's browser draws the text, with fonts that need not be on this machine.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         # From the defaults, so that a reader's own matplotlibrc cannot change the bytes.
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RC)
-        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-        axes = figure.add_axes((56 / width, 50 / height, 1 - 72 / width, 1 - 62 / height))
-        _frame(axes, how, members, narrow=width < 500)
-        _points(axes, how, members)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        yield
+
+
+def as_svg(figure: Figure, *, transparent: bool = True) -> str:
+    """A figure drawn in :func:`house_style` as an SVG element that names neither date nor program."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=transparent, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     return re.sub(r"\s*<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
 

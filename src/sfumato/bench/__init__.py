@@ -1,0 +1,83 @@
+"""The papers' tables and figures: experiments as files, run over defenses and seeds, made from cards."""
+
+from sfumato.bench.aggregate import FIGURES, Average, Change, Figure, Line, Spread, aggregate, average, spread
+from sfumato.bench.curves import (
+    Correlation,
+    Curve,
+    Match,
+    Matched,
+    match,
+    match_seeds,
+    monotone,
+    mse_at,
+    rank_correlation,
+)
+from sfumato.bench.expansion import Job, check_experiment, expand, number_of_models, point_label, points
+from sfumato.bench.experiment import (
+    Experiment,
+    Reference,
+    Row,
+    Size,
+    Vary,
+    experiments,
+    packaged_names,
+    parse_experiment,
+    read_experiment,
+)
+from sfumato.bench.page import Written, as_data, lines_as_rows, render, write_result
+from sfumato.bench.published import PAPERS, Paper, figures
+from sfumato.bench.result import Entropy, Result, Table, evaluate
+from sfumato.bench.runner import cards_folder, check_jobs, read_cards, run_jobs, seconds_left
+
+__all__ = [
+    "FIGURES",
+    "PAPERS",
+    "Average",
+    "Change",
+    "Correlation",
+    "Curve",
+    "Entropy",
+    "Experiment",
+    "Figure",
+    "Job",
+    "Line",
+    "Match",
+    "Matched",
+    "Paper",
+    "Reference",
+    "Result",
+    "Row",
+    "Size",
+    "Spread",
+    "Table",
+    "Vary",
+    "Written",
+    "aggregate",
+    "as_data",
+    "average",
+    "cards_folder",
+    "check_experiment",
+    "check_jobs",
+    "evaluate",
+    "expand",
+    "experiments",
+    "figures",
+    "lines_as_rows",
+    "match",
+    "match_seeds",
+    "monotone",
+    "mse_at",
+    "number_of_models",
+    "packaged_names",
+    "parse_experiment",
+    "point_label",
+    "points",
+    "rank_correlation",
+    "read_cards",
+    "read_experiment",
+    "render",
+    "run_jobs",
+    "seconds_left",
+    "spread",
+    "write_result",
+]

@@ -1,0 +1,157 @@
+"""What an experiment's cards say, beyond the table: curves, matches, correlations, doubts, surroundings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sfumato.audit import Card
+from sfumato.bench.aggregate import (
+    Average,
+    Line,
+    Spread,
+    aggregate,
+    attack_names,
+    attack_of,
+    average,
+    spread,
+)
+from sfumato.bench.curves import Correlation, Curve, Matched, match_seeds, rank_correlation
+from sfumato.bench.expansion import Job
+from sfumato.bench.experiment import Experiment, SizeName
+
+
+@dataclass(frozen=True)
+class Table:
+    """One attack's figures.
+
+    Attributes:
+        attack: Its name in the cards.
+        lines: Row by row.
+        average: Over the rows that are compared with another.
+    """
+
+    attack: str
+    lines: tuple[Line, ...]
+    average: Average | None
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """How entropy and error go together.
+
+    Attributes:
+        all: Over every card.
+        by_seed: Spearman's ρ with each seed alone; ``None`` where it is not defined for any.
+    """
+
+    all: Correlation
+    by_seed: Spread | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """An experiment as far as there are cards.
+
+    Attributes:
+        experiment: What was asked.
+        size: At which size.
+        jobs: All that belong to it.
+        cards: Those that are there, by key.
+        tables: One for each attack.
+        matched: (row, row it is compared with) to the comparison at matched accuracy, where rows are curves.
+        entropy: Where the experiment names a figure of theory.
+        suspicions: Code to how many cards have it.
+    """
+
+    experiment: Experiment
+    size: SizeName
+    jobs: tuple[Job, ...]
+    cards: Mapping[str, Card]
+    tables: tuple[Table, ...]
+    matched: Mapping[tuple[str, str], Matched]
+    entropy: Entropy | None
+    suspicions: Mapping[str, int]
+
+    @property
+    def main(self) -> Table | None:
+        """The first attack's table."""
+        return self.tables[0] if self.tables else None
+
+    @property
+    def missing(self) -> list[Job]:
+        """The jobs that there is no card of."""
+        return [job for job in self.jobs if job.key not in self.cards]
+
+
+def evaluate(experiment: Experiment, size: SizeName, jobs: Sequence[Job], cards: Mapping[str, Card]) -> Result:
+    """Everything that the cards of an experiment say."""
+    own = {job.key: cards[job.key] for job in jobs if job.key in cards}
+    tables = []
+    for attack in attack_names(own):
+        lines = aggregate(experiment, jobs, own, attack)
+        tables.append(Table(attack, lines, average(lines) if experiment.vary is None else None))
+    found = Counter(suspicion.code for card in own.values() for suspicion in card.suspicions)
+    return Result(
+        experiment,
+        size,
+        tuple(jobs),
+        own,
+        tuple(tables),
+        _matched(experiment, jobs, own, tables[0].attack) if tables else {},
+        _entropy(experiment, jobs, own, tables[0].attack) if tables and experiment.theory else None,
+        dict(found.most_common()),
+    )
+
+
+def entropies(
+    experiment: Experiment, jobs: Sequence[Job], cards: Mapping[str, Card], attack: str
+) -> list[tuple[Job, float, float]]:
+    """Of each card that tracks the rate: its job, relative conditional entropy (nats), and test MSE."""
+    found = []
+    for job in jobs:
+        card = cards.get(job.key)
+        info = attack_of(card, attack) if card is not None else None
+        if card is not None and info is not None and experiment.theory in card.theory:
+            found.append((job, -card.theory[str(experiment.theory)], info.test.mse))
+    return found
+
+
+def _matched(
+    experiment: Experiment, jobs: Sequence[Job], cards: Mapping[str, Card], attack: str
+) -> dict[tuple[str, str], Matched]:
+    if experiment.vary is None:
+        return {}
+    curves = _curves(jobs, cards, attack)
+    pairs = [(row.label, row.over) for row in experiment.rows if row.over is not None]
+    return {
+        (label, over): match_seeds(curves[over], curves[label])
+        for label, over in pairs
+        if label in curves and over in curves and set(curves[label]) & set(curves[over])
+    }
+
+
+def _curves(jobs: Sequence[Job], cards: Mapping[str, Card], attack: str) -> dict[str, dict[int, Curve]]:
+    points: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for job in jobs:
+        card = cards.get(job.key)
+        info = attack_of(card, attack) if card is not None else None
+        if card is not None and info is not None:
+            point = (card.utility.test_accuracy, info.test.mse)
+            points.setdefault(job.row, {}).setdefault(job.seed, []).append(point)
+    return {
+        row: {seed: Curve(tuple(a for a, _ in found), tuple(m for _, m in found)) for seed, found in by_seed.items()}
+        for row, by_seed in points.items()
+    }
+
+
+def _entropy(experiment: Experiment, jobs: Sequence[Job], cards: Mapping[str, Card], attack: str) -> Entropy:
+    found = entropies(experiment, jobs, cards, attack)
+    alone = [
+        rank_correlation([h for j, h, _ in found if j.seed == seed], [m for j, _, m in found if j.seed == seed]).rho
+        for seed in dict.fromkeys(job.seed for job in jobs)
+    ]
+    known = [rho for rho in alone if rho is not None]
+    together = rank_correlation([h for _, h, _ in found], [m for _, _, m in found])
+    return Entropy(together, spread(known) if known else None)

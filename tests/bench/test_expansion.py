@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import pytest
+from bench_toys import SWEPT, told
+
+from sfumato.bench import (
+    Job,
+    check_experiment,
+    expand,
+    number_of_models,
+    parse_experiment,
+    point_label,
+    read_experiment,
+)
+from sfumato.errors import InputError, together
+
+CHAIN = {"chain": ["bottleneck", {"part": "noise", "sigma": 0.1}, {"part": "noise", "sigma": 0.2}]}
+
+
+def of(*rows, **more):
+    return parse_experiment(told(rows=[{"label": f"row {i}"} | row for i, row in enumerate(rows)], **more))
+
+
+def parts(job: Job):
+    (defense,) = job.settings.resolved_defenses().values()
+    return {f"{part['part']}.{name}": value for part in defense.describe() for name, value in part.items()}
+
+
+def errors_of(experiment, size="small", **more):
+    with pytest.raises(InputError) as caught:
+        expand(experiment, size, **more)
+    return [str(error) for error in together(caught.value)]
+
+
+def test_seeds_are_outermost_and_rows_keep_their_order():
+    jobs = expand(parse_experiment(SWEPT), "small")
+    assert [(job.seed, job.row, job.point) for job in jobs] == [
+        (seed, *place)
+        for seed in (0, 1)
+        for place in [
+            *(("noise", sigma) for sigma in (0.05, 0.2, 0.5)),
+            *(("noise+CEM", sigma) for sigma in (0.05, 0.2, 0.5)),
+            ("none", None),
+        ]
+    ]
+    assert [job.label for job in jobs[3:7]] == [*(f"noise+CEM (σ = {s})" for s in (0.05, 0.2, 0.5)), "none"]
+    assert len(jobs) == number_of_models(parse_experiment(SWEPT), "small")
+
+
+def test_a_job_is_an_audit_of_one_defense_with_the_size_s_settings():
+    experiment = parse_experiment(told())
+    job = expand(experiment, "small", seeds=[7])[1]
+    size = experiment.sizes["small"]
+    assert job.settings.model_dump(include={"data", "model", "training", "evaluation"}) == size.model_dump(
+        include={"data", "model", "training", "evaluation"}
+    )
+    assert job.settings.attacks == size.attacks
+    assert (job.settings.seed, list(job.settings.resolved_defenses())) == (7, ["noise"])
+
+
+def test_what_is_swept_is_an_argument_of_the_defense_of_a_part_or_a_field_of_the_settings():
+    values = {"small": [0.3]}
+    (job,) = expand(of({"defense": "cem"}, vary={"field": "sigma", "values": values}), "small", seeds=[0])
+    assert parts(job)["noise.sigma"] == 0.3
+    (job,) = expand(of({"defense": "cem"}, vary={"field": "cem.threshold", "values": values}), "small", seeds=[0])
+    assert (parts(job)["cem.threshold"], parts(job)["noise.sigma"]) == (0.3, 0.025)
+    vary = {"field": "model.cut", "values": {"small": ["block1", "block3"]}}
+    jobs = expand(of({"defense": "cem"}, vary=vary), "small", seeds=[0])
+    assert [job.settings.model.cut for job in jobs] == ["block1", "block3"]
+    assert jobs[0].settings.model.width == 0.06
+    assert jobs[0].label == "row 0 (model.cut = block1)"
+
+
+def test_an_argument_inside_a_chain_is_set_in_every_part_of_that_name():
+    experiment = of({"defense": CHAIN}, vary={"field": "noise.sigma", "values": {"small": [0.4]}})
+    (job,) = expand(experiment, "small", seeds=[0])
+    (defense,) = job.settings.resolved_defenses().values()
+    assert [part["sigma"] for part in defense.describe() if part["part"] == "noise"] == [0.4, 0.4]
+
+
+def test_arguments_differ_by_size():
+    sizes = told()["sizes"]
+    row = {"defense": {"recipe": "cem", "weight": 8}, "at": {"small": {"weight": 2, "cem.threshold": 0.5}}}
+    experiment = of(row, sizes={"small": sizes["small"], "paper": sizes["small"]})
+    small, paper = (parts(expand(experiment, size)[0]) for size in ("small", "paper"))
+    assert (small["cem.weight"], small["cem.threshold"]) == (2, 0.5)
+    assert (paper["cem.weight"], paper["cem.threshold"]) == (8, 0.125)
+
+
+def test_a_row_s_settings_go_over_the_size_s_and_flags_over_both():
+    row = {"defense": "none", "settings": {"training": {"epochs": 5, "lr": 0.2}}}
+    experiment = of(row, {"defense": "noise"})
+    overrides = {"data": {"path": "mine"}, "training": {"lr": 0.3}, "device": "cpu"}
+    first, second = expand(experiment, "small", seeds=[0], overrides=overrides)
+    assert (first.settings.training.epochs, second.settings.training.epochs) == (5, 2)
+    for job in (first, second):
+        assert (job.settings.training.lr, job.settings.data.path, job.settings.device) == (0.3, "mine", "cpu")
+        assert job.settings.data.train_limit == 300
+
+
+def test_only_some_rows():
+    experiment = parse_experiment(SWEPT)
+    assert {job.row for job in expand(experiment, "small", only=["none", "noise"])} == {"none", "noise"}
+    assert errors_of(experiment, only=["nois"]) == [
+        "only: got 'nois'; accepted: one of noise, noise+CEM, none (did you mean noise?)"
+    ]
+
+
+@pytest.mark.parametrize(("seeds", "count"), [([], 1), ([-1], 1), ([2**31], 1), ([1, 1], 1), ([-1, 1, 1], 2)])
+def test_wrong_seeds_are_refused(seeds, count):
+    errors = errors_of(parse_experiment(told()), seeds=seeds)
+    assert len(errors) == count
+    assert all(error.startswith("seeds: ") for error in errors)
+
+
+def test_a_size_that_is_not_there_is_refused():
+    assert errors_of(parse_experiment(told()), "paper") == [
+        "size: got 'paper'; accepted: one of small (experiment digits-trial)"
+    ]
+
+
+def test_everything_wrong_is_said_once_and_where_it_stands():
+    content = told(
+        rows=[
+            {"label": "a", "defense": "niose"},
+            {"label": "b", "defense": {"recipe": "noise", "sigmma": 1}},
+            {"label": "c", "defense": CHAIN, "at": {"small": {"sigma": 1}}},
+            {"label": "d", "defense": "noise", "at": {"small": {"dropout.p": 0.1}}},
+            {"label": "e", "defense": "noise", "settings": {"training": {"epochz": 1}}},
+        ]
+    )
+    content["sizes"]["small"]["attacks"] = [{"attack": "decoder", "depht": 1}]
+    errors = errors_of(parse_experiment(content))
+    fields = [error.split(": ")[0] for error in errors]
+    assert fields == [
+        "rows[0].defense.recipe", "sizes.small.attacks[0].decoder.depht", "rows[1].defense.noise.sigmma",
+        "rows[2].at.small", "rows[3].at.small", "rows[4].settings.training.epochz",
+    ]  # fmt: skip
+    assert "did you mean noise?" in errors[0]
+    assert "PART.ARGUMENT" in errors[3]
+    assert "bottleneck, noise" in errors[4]
+    with pytest.raises(InputError) as caught:
+        check_experiment(parse_experiment(content))
+    assert [str(error) for error in together(caught.value)] == errors
+
+
+def test_a_wrong_value_of_what_is_swept_is_named():
+    experiment = of({"defense": "cem"}, vary={"field": "training.epochs", "values": {"small": [1, 0]}})
+    assert errors_of(experiment)[0].startswith("vary.values.small: got 0")
+
+
+def test_points_are_shown_with_four_digits():
+    experiment = parse_experiment(SWEPT)
+    assert point_label(experiment, 0.1**0.5) == "σ = 0.3162"
+    assert point_label(experiment, None) == ""
+    plain = of({"defense": "cem"}, vary={"field": "model.cut", "values": {"small": ["block1"]}})
+    assert point_label(plain, "block1") == "model.cut = block1"
+
+
+def key(row=None, seed=0, **overrides):
+    experiment = of({"defense": "noise"} | (row or {}))
+    return expand(experiment, "small", seeds=[seed], overrides=overrides)[0].key
+
+
+def test_a_key_names_what_determines_the_result_and_nothing_else():
+    plain = key()
+    assert plain.startswith("row-0-seed0-")
+    same = [
+        key({"defense": {"recipe": "noise", "sigma": 0.025}}),
+        key({"defense": {"chain": [{"part": "bottleneck"}, {"part": "noise"}]}}),
+        key(device="cpu"),
+        key(data={"path": "my copy"}),
+        key(attacks=[{"attack": "decoder", "depth": 0, "width": 4, "epochs": 1, "batch_size": 32, "lr": 1e-3}]),
+    ]
+    assert set(same) == {plain}
+    other = [
+        key({"defense": {"recipe": "noise", "sigma": 0.026}}),
+        key({"label": "other"}),
+        key(seed=1),
+        key(training={"epochs": 3}),
+        key(model={"width": 0.1}),
+        key(data={"train_limit": 200}),
+        key(attacks=["decoder"]),
+        key(evaluation={"victims": 13}),
+        key(precision="64-true"),
+    ]
+    assert len({plain, *other}) == len(other) + 1
+    assert "/" not in key({"label": "a/b: c*"})
+
+
+def test_experiments_on_one_data_set_share_their_models():
+    table = {
+        job.seed: job.settings for job in expand(read_experiment("cem-table-cifar10"), "small", only=["Bottleneck+CEM"])
+    }
+    other = {
+        job.seed: job.settings for job in expand(read_experiment("gated-attention"), "small", only=["CEM mixture"])
+    }
+    for seed in (0, 1):
+        assert table[seed].model_dump(exclude={"defenses"}) == other[seed].model_dump(exclude={"defenses"})
+        assert list(table[seed].resolved_defenses().values()) == list(other[seed].resolved_defenses().values())
