@@ -87,3 +87,15 @@ class Bar:
     def finish(self) -> None:
         """Leave the bar full."""
         self._bar.refresh()
+
+
+class Titled:
+    """Another progress under a longer title: ``title (what the task calls itself)``."""
+
+    def __init__(self, inner: Progress, title: str) -> None:
+        self._inner, self._title = inner, title
+        self.advance, self.note, self.finish = inner.advance, inner.note, inner.finish
+
+    def start(self, title: str, total: int, done: int = 0) -> None:
+        """Begin the task under the longer title."""
+        self._inner.start(f"{self._title} ({title.removeprefix('attack: ')})", total, done)

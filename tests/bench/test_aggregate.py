@@ -133,6 +133,12 @@ def test_averages_are_over_whole_pairs():
     assert mean.published_with["accuracy"] == pytest.approx((0.9069 + 0.8753) / 2)
 
 
+def test_a_row_without_a_card_is_in_no_average():
+    rows = {"No_defense": (0.9, 0.001), "B": (0.9, 0.01), "B+CEM": (0.8, 0.02), "Dropout": (0.7, 0.03)}
+    lines = table(PAPER, {(row, 0): value for row, value in rows.items()} | {("Dropout+CEM", 1): (0.6, 0.06)})
+    assert average(list(lines.values())).rows == 2
+
+
 def test_one_pair_has_no_average():
     assert average(list(table(PAPER, {("B", 0): (0.9, 0.01), ("B+CEM", 0): (0.8, 0.02)}).values())) is None
 

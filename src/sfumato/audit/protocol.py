@@ -29,6 +29,7 @@ from sfumato.defenses import Defense
 from sfumato.errors import CorruptFileError, InputError
 from sfumato.metrics.reconstruction import SMALLEST_IMAGE
 from sfumato.models import set_generator
+from sfumato.progress import Titled
 from sfumato.storage import hash_of
 from sfumato.training import Runtime
 
@@ -178,19 +179,8 @@ def _attack(
     channel = runtime.generator(settings.seed + 101 + position)
     own = runtime.generator(settings.seed + 50_001 + position)
     target = make_target(run.split, settings.evaluation.threat_model, generator=channel)
-    titled = replace(runtime, progress=_Titled(runtime, f"attack {run.label}"))
+    titled = replace(runtime, progress=Titled(runtime.progress, f"attack {run.label}"))
     return attack(target, knowledge, victims, generator=own, runtime=titled)
-
-
-class _Titled:
-    """Progress under the defense's name."""
-
-    def __init__(self, runtime: Runtime, title: str) -> None:
-        self._inner, self._title = runtime.progress, title
-        self.advance, self.note, self.finish = self._inner.advance, self._inner.note, self._inner.finish
-
-    def start(self, title: str, total: int, done: int = 0) -> None:
-        self._inner.start(f"{self._title} ({title.removeprefix('attack: ')})", total, done)
 
 
 def _card(

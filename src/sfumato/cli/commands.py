@@ -1,4 +1,7 @@
-"""The commands. Exit codes: 0 fine, 1 an error of the program, 2 bad input, 130 interrupted and resumable."""
+"""The commands.
+
+Exit codes: 0 fine, 1 an error of the program, 2 bad input, 3 a calibration that does not hold, 130 interrupted.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from rich.console import Console
 
 import sfumato
 from sfumato.audit import Card, Settings, attack_run, audit, load_settings, preset, read_yaml, reopen, train_all
+from sfumato.cli.calibrate import calibrate_command
 from sfumato.cli.catalogue import CATALOGUE, as_table
 from sfumato.cli.flags import DEFAULT_PRESET, nested, takes_sections, takes_settings, unknown_flag
 from sfumato.cli.interrupt import stop_on_interrupt
@@ -30,9 +34,11 @@ app = App(
     version=sfumato.__version__,
     suppress_keyboard_interrupt=False,
     help="Private split inference: train split models, attack them, report what leaks.\n\n"
-    "Exit codes: 0 fine, 1 an error of the program, 2 bad input, 130 interrupted (the same command resumes).",
+    "Exit codes: 0 fine, 1 an error of the program, 2 bad input, 3 a calibration that does not hold, "
+    "130 interrupted (the same command resumes).",
 )
 app.register_install_completion_command()
+app.command(calibrate_command, name="calibrate")
 
 Config = Annotated[Path | None, Parameter(help="YAML file with the fields below; flags override it.")]
 Preset = Annotated[
@@ -156,7 +162,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     complaint = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except Interrupted as stop:
         again = shlex.join(["sfumato", *arguments])
         complaint.print(f"sfumato: {stop}; nothing is lost. To go on: {again}")
@@ -169,7 +175,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         for line in lines:
             complaint.print(f"sfumato: {line}")
         return 2
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def main() -> None:

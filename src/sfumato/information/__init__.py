@@ -1,6 +1,7 @@
 """Functions on tensors that measure dependence and entropy; usable without the rest of the library."""
 
 from sfumato.information.attention import class_softmax, effective_sample_size, gated_scores, log_variance_penalty
+from sfumato.information.beds import Bed, Estimate, Figures, LinearChannel
 from sfumato.information.club import Club, estimate_upper_bound
 from sfumato.information.conditional import conditional_mutual_information, fano_bound
 from sfumato.information.dependence import distance_correlation
@@ -30,23 +31,42 @@ from sfumato.information.rate_loss import RateLoss, reference_loss
 from sfumato.information.redundancy import pearson_redundancy
 from sfumato.information.running import ClassAverage
 from sfumato.information.slots import SlotAttention, SlotReadout
+from sfumato.information.standard_beds import (
+    STANDARD_BEDS,
+    StandardBed,
+    average_pooling,
+    matrix_of,
+    patch_covariance,
+    projection,
+    stationary_covariance,
+)
+from sfumato.information.testbeds import GaussianMixture, LinearGaussian
 
 __all__ = [
+    "STANDARD_BEDS",
+    "Bed",
     "ClassAverage",
     "ClassMixture",
     "Club",
     "EffectiveInformation",
+    "Estimate",
+    "Figures",
     "Fitting",
     "FusedPooling",
     "GatedPooling",
     "GaussianKernel",
+    "GaussianMixture",
     "Kernel",
+    "LinearChannel",
+    "LinearGaussian",
     "LinearKernel",
     "Mine",
     "RateLoss",
     "SlotAttention",
     "SlotReadout",
+    "StandardBed",
     "add_variance",
+    "average_pooling",
     "class_softmax",
     "coco",
     "conditional_entropy_bound",
@@ -66,12 +86,16 @@ __all__ = [
     "log_densities",
     "log_determinants",
     "log_variance_penalty",
+    "matrix_of",
     "mixture_rate",
     "mmse_bound",
+    "patch_covariance",
     "pearson_redundancy",
+    "projection",
     "reference_loss",
     "relative_conditional_entropy",
     "shrink",
+    "stationary_covariance",
     "unbiased_mse_bound",
     "van_trees_bound",
 ]
