@@ -128,8 +128,8 @@ def test_figures_cannot_be_changed():
 
 def test_the_papers_tables_and_figures_are_packaged():
     assert packaged_names() == [
-        "cem-figure-3", "cem-figure-4a", "cem-figure-4b", "cem-figure-4c", "cem-figure-5", "cem-table-cifar10",
-        "cem-table-cifar100", "cem-table-facescrub", "cem-table-tinyimagenet", "gated-attention",
+        "cem-figure-3", "cem-figure-4a", "cem-figure-4b", "cem-figure-4c", "cem-figure-5", "cem-forms",
+        "cem-table-cifar10", "cem-table-cifar100", "cem-table-facescrub", "cem-table-tinyimagenet", "gated-attention",
     ]  # fmt: skip
     assert {name: experiment.name for name, experiment in experiments().items()} == {n: n for n in packaged_names()}
 
