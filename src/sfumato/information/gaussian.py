@@ -38,7 +38,7 @@ def shrink(covariances: Tensor, amount: float) -> Tensor:
 
 
 def log_determinants(covariances: Tensor, dim: int | None = None) -> Tensor:
-    """log|Σ_i| of each component, (M,); differentiable.
+    """Logarithm of det Σ_i of each component, (M,); differentiable.
 
     Args:
         covariances: Positive definite: (M,) variances, (M, D) diagonals or (M, D, D) matrices.

@@ -16,7 +16,7 @@ from sfumato.information.gaussian import add_variance, dimension, log_densities,
 
 
 def mixture_rate(weights: Tensor, covariances: Tensor, noise_variance: float, *, dim: int | None = None) -> Tensor:
-    """R = Σ π_i(−log π_i + ½·log(|Σ'_i + σ²I| / |σ²I|)), an upper bound on I(z; z').
+    """R = Σ π_i(−log π_i + ½·log det(Σ'_i/σ² + I)), an upper bound on I(z; z').
 
     Holds where z' ~ Σ π_i N(μ_i, Σ'_i) and z = z' + N(0, σ²I); with one component it is the mutual information itself.
     Differentiable in weights and covariances.

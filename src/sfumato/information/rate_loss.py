@@ -54,7 +54,7 @@ class RateLoss:
 
     The value is R of the running mixture (CEM, equations 5 and 6). Taken literally, equation 6 scales a batch's
     gradient by b_i/(n·π_i), so the pressure would depend on the number of images n; here the batch's own share stands
-    in its place: the gradient is that of Σ_i (b_i/b)·½·log|Σ_i + σ²I| with respect to the batch's part of Σ_i, which is
+    in its place: the gradient is that of Σ_i (b_i/b)·½·log det(Σ_i + σ²I) by the batch's part of Σ_i, which is
 
         (Σ_i + σ²I)⁻¹ (z − μ_i) / b  for each feature,
 
@@ -125,7 +125,7 @@ class RateLoss:
 
 @dataclass(frozen=True, eq=False)
 class _Factors:
-    """From the covariances in ``source`` at that version of its content: 2·dL_i/dΣ_i and L_i = ½·log|Σ_i/σ² + I|."""
+    """For the covariances in ``source`` at a version of their content: 2·dL_i/dΣ_i, L_i = ½·log det(Σ_i/σ² + I)."""
 
     source: Tensor
     version: int

@@ -124,7 +124,7 @@ class SlotReadout(nn.Module):
     Flamingo, section 2.1): read-out = center_c + tanh(α)·Σ_s softmax_s(q·k_s/√H)·m_s. The center is the running mean of
     the class. The value m_s is what slot s holds in the feature's own space, the mean deviation from the center of the
     features it attends to, so that a read-out has the features' scale before anything is learned. Queries and keys
-    start as those of the slot attention: then the mean of (z − center)·read-out is Σ_s π_s·|m_s|² ≥ 0, π_s the share
+    start as those of the slot attention: then the mean of (z − center)·read-out is Σ_s π_s·‖m_s‖² ≥ 0, π_s the share
     of slot s, and the gate opens to the right side.
 
     α starts at 0. The residual z − read-out is then the deviation from the center, its variance the plain one, and its
