@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -254,6 +255,37 @@ def test_the_authors_loss_is_per_class_and_per_dimension() -> None:
         CEM(per_class=False)
     with pytest.raises(InputError, match=r"cem\.per_dimension: got False"):
         CEM(per_dimension=False)
+
+
+@pytest.mark.parametrize("variant", ["reference", "isotropic", "diagonal", "full"])
+def test_pressure_is_the_same_however_many_processes_share_the_batch(variant: Any) -> None:
+    """The mean of two processes' gradients is about the whole batch's; n is large, so a batch is a small share."""
+    z, y = sample(240, 3)
+    gradients = []
+    for shares in (1, 2):
+        total = torch.zeros_like(z)
+        for rank in range(shares):
+            bound = refreshed(CEM(variant=variant, components=1, schedule="constant", weight=1.0), n=600)
+            bound.mixture.counts *= 100
+            leaf = z.clone().requires_grad_()
+            ctx = replace(context(leaf, y), processes=shares)
+            own = replace(ctx, z_clean=leaf[rank::shares], y=y[rank::shares])
+            total += torch.autograd.grad(bound.losses(own)["cem"], leaf)[0] / shares
+        gradients.append(total)
+    assert float(gradients[1].norm() / gradients[0].norm()) == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("variant", ["reference", "full"])
+def test_mixed_precision_does_not_reach_the_mixture(variant: Any) -> None:
+    z, y = sample(60, 3)
+    gradients = []
+    for mixed in (False, True):
+        bound = refreshed(CEM(variant=variant, schedule="constant")).float()
+        leaf = z.float().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            loss = bound.losses(context(leaf, y))["cem"]
+        gradients.append(torch.autograd.grad(loss, leaf)[0])
+    assert torch.equal(*gradients)
 
 
 def test_silent_in_the_first_epoch() -> None:

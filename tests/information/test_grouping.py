@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfumato.information.grouping import add_outer_products, group_products, group_sums
+from sfumato.information.grouping import add_outer_products, group_products, group_sizes, group_sums
 
 
 @given(st.integers(0, 12), st.integers(1, 5), st.integers(1, 4), st.integers(0, 10**6))
@@ -23,6 +23,7 @@ def test_groups_against_loops(n: int, groups: int, d: int, seed: int) -> None:
         products[i] = rows[i] @ wide[g]
     torch.testing.assert_close(group_sums(rows, index, groups), sums)
     torch.testing.assert_close(group_products(rows, wide, index), products)
+    assert group_sizes(index, groups).tolist() == [index.tolist().count(g) for g in range(groups)]
     found = matrices.clone()
     add_outer_products(found, rows, index)
     torch.testing.assert_close(found, outer)

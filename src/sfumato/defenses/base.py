@@ -36,6 +36,7 @@ class Context:
         step: From 0, over all epochs.
         lr: Learning rate of the model's optimizer at this step.
         generator: For whatever a loss draws.
+        processes: Over which the batch is spread; gradients are averaged over them.
     """
 
     x: Tensor
@@ -47,6 +48,7 @@ class Context:
     step: int
     lr: float
     generator: torch.Generator
+    processes: int = 1
 
     def detached(self) -> Context:
         """The same, cut off from the model's graph: what a player trains on."""

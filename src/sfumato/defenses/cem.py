@@ -109,18 +109,23 @@ class BoundCEM(BoundDefense):
         """λ·w(t)·R of the batch; nothing in the first epoch."""
         if ctx.epoch == 0:
             return {}
-        return {"cem": self.spec.weight * pressure(self.spec.schedule, ctx.lr) * self.rate(ctx.z_clean, ctx.y)}
+        # In the mixture's own precision: under automatic mixed precision the products would be in another one.
+        with torch.autocast(ctx.z_clean.device.type, enabled=False):
+            rate = self.rate(ctx.z_clean, ctx.y, processes=ctx.processes)
+        return {"cem": self.spec.weight * pressure(self.spec.schedule, ctx.lr) * rate}
 
-    def rate(self, z: Tensor, y: Tensor) -> Tensor:
+    def rate(self, z: Tensor, y: Tensor, *, processes: int = 1) -> Tensor:
         """The variant's loss on one batch, before its weight; follows the mixture's running values.
 
         Args:
             z: Clean features (N, ...).
             y: Labels (N,).
+            processes: Over which the batch is spread.
         """
-        z, y = z.flatten(1), self._component_class(y)
+        z, y = z.flatten(1).to(self.mixture.means.dtype), self._component_class(y)
         if self.spec.variant == "reference":
-            return reference_loss(self.mixture, z, y, self.spec.threshold * self.noise_variance_sent)
+            floor = self.spec.threshold * self.noise_variance_sent
+            return reference_loss(self.mixture, z, y, floor, processes=processes)
         rate = self._exact(z, y)
         return rate / z.shape[1] if self.spec.per_dimension else rate
 

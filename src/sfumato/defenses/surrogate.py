@@ -13,6 +13,7 @@ from sfumato.defenses.schedule import Schedule, pressure
 from sfumato.errors import InputError
 from sfumato.information import log_variance_penalty
 from sfumato.information.attention import class_mean, class_spread, class_uniform
+from sfumato.information.grouping import group_sizes
 from sfumato.information.pooling import Side
 from sfumato.information.running import ClassAverage
 from sfumato.models import SplitModel, output_shape
@@ -130,7 +131,7 @@ class BoundSurrogate(BoundDefense):
         z = z.flatten(1).to(self.spreads.value.dtype)
         variances = self._path().variance(z, y, side="feature", generator=generator)
         self._track(z.detach(), y)
-        present = torch.bincount(y, minlength=len(self.counts)) > 0
+        present = group_sizes(y, len(self.counts)) > 0
         floor = self.spec.threshold * self.noise_variance_sent
         return log_variance_penalty(variances, present, floor=floor, gamma=self.spec.gamma)
 
@@ -169,7 +170,7 @@ class BoundSurrogate(BoundDefense):
 
     @torch.no_grad()
     def _track(self, z: Tensor, y: Tensor) -> None:
-        counts, even = torch.bincount(y, minlength=len(self.counts)), class_uniform(y, len(self.counts), z.dtype)
+        counts, even = group_sizes(y, len(self.counts)), class_uniform(y, len(self.counts), z.dtype)
         centers = self.centers.blend(class_mean(z, even, y, len(self.counts)), counts)
         self.spreads.keep(self.spreads.blend(class_spread(z, centers, even, y), counts), counts)
         self.centers.keep(centers, counts)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sfumato.information.grouping import group_sizes
+
 
 def class_softmax(scores: Tensor, y: Tensor, num_classes: int) -> Tensor:
     """Softmax of scores among the members of the same class.
@@ -27,7 +29,7 @@ def class_softmax(scores: Tensor, y: Tensor, num_classes: int) -> Tensor:
 
 def class_uniform(y: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     """The weights (N,) of a plain mean within every class: 1/n."""
-    return torch.bincount(y, minlength=num_classes).to(dtype)[y].reciprocal()
+    return group_sizes(y, num_classes).to(dtype)[y].reciprocal()
 
 
 def gated_scores(z: Tensor, value: Tensor, gate: Tensor, mixer: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.information.attention import mean_log_variance
+from sfumato.information.grouping import group_sizes
 from sfumato.information.pooling import GatedPooling, Objective, Side
 from sfumato.information.slots import SlotReadout
 
@@ -61,7 +62,7 @@ class FusedPooling(nn.Module):
 
     def objective(self, z: Tensor, y: Tensor, *, gamma: float, generator: torch.Generator | None = None) -> Tensor:
         """What both paths and β minimize; the slots do not see the mixture."""
-        present = torch.bincount(y, minlength=self.gated.num_classes) > 0
+        present = group_sizes(y, self.gated.num_classes) > 0
         slotted = self.slotted.variance(z, y, side="attention", generator=generator)
         mixed = _mixed(self.beta, self.gated.variance(z, y, side="attention"), slotted.detach())
         share = self.beta.sigmoid()

@@ -20,6 +20,16 @@ def group_sums(rows: Tensor, index: Tensor, groups: int) -> Tensor:
     return rows.new_zeros(groups, *rows.shape[1:]).index_add_(0, index, rows)
 
 
+def group_sizes(index: Tensor, groups: int) -> Tensor:
+    """Number of rows of each group, (G,) int64. Unlike ``bincount`` it waits for no device.
+
+    Args:
+        index: (N,) group of each row.
+        groups: G.
+    """
+    return index.new_zeros(groups).index_add_(0, index, torch.ones_like(index))
+
+
 def add_outer_products(sums: Tensor, rows: Tensor, index: Tensor) -> None:
     """Add Σ r rᵀ over the rows of each group to ``sums``, in place.
 
@@ -57,7 +67,7 @@ def group_products(rows: Tensor, matrices: Tensor, index: Tensor) -> Tensor:
 def _padded(rows: Tensor, index: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Rows as (G, size of the largest group, D), filled up with any row; and each row's place in it, flattened."""
     group, order = index.sort(stable=True)
-    sizes = torch.bincount(index, minlength=groups)
+    sizes = group_sizes(index, groups)
     largest = int(sizes.max())
     count = torch.arange(max(groups, len(index)), device=index.device)
     # The i-th row of a group is at i places after its group's first.

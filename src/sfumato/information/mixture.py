@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import InputError, one_of
 from sfumato.information.gaussian import shrink
-from sfumato.information.grouping import add_outer_products, group_products
+from sfumato.information.grouping import add_outer_products, group_products, group_sizes
 from sfumato.information.rate import mixture_rate
 
 Covariance = Literal["isotropic", "diagonal", "full"]
@@ -145,7 +145,7 @@ class ClassMixture(nn.Module):
             each (K·M,).
         """
         k, m = self.weights.shape
-        found = torch.bincount(index, minlength=k * m).to(self.weights.dtype).view(k, m)
+        found = group_sizes(index, k * m).to(self.weights.dtype).view(k, m)
         expected = self.counts.unsqueeze(1) * self.weights
         present = found.sum(1, keepdim=True)
         # A class that the last pass saw less of than this batch holds would get a weight below 0.

@@ -17,6 +17,7 @@ from sfumato.information.attention import (
     gated_scores,
     mean_log_variance,
 )
+from sfumato.information.grouping import group_sizes
 from sfumato.information.running import ClassAverage
 
 Objective = Literal["adversarial", "joint"]
@@ -79,7 +80,7 @@ class GatedPooling(nn.Module):
         """
         weights = self.weights(z.detach(), y)
         z, weights = (z, weights.detach()) if side == "feature" else (z.detach(), weights)
-        counts = torch.bincount(y, minlength=self.num_classes)
+        counts = group_sizes(y, self.num_classes)
         prototypes = self.prototypes.blend(class_mean(z, weights, y, self.num_classes), counts)
         variances = self.variances.blend(class_spread(z, prototypes, weights, y), counts)
         if side == "feature":
@@ -89,7 +90,7 @@ class GatedPooling(nn.Module):
 
     def objective(self, z: Tensor, y: Tensor, *, gamma: float, generator: torch.Generator | None = None) -> Tensor:
         """What the attention minimizes: the mean of log(v + γ), or its negative."""
-        present = torch.bincount(y, minlength=self.num_classes) > 0
+        present = group_sizes(y, self.num_classes) > 0
         return self.sign * mean_log_variance(self.variance(z, y, side="attention"), present, gamma=gamma)
 
     def tracked(self) -> Tensor:

@@ -15,7 +15,7 @@ from sfumato.information.mixture import ClassMixture
 _GAMMA = 0.01  # the authors' floor under both variances
 
 
-def reference_loss(mixture: ClassMixture, z: Tensor, y: Tensor, floor: float) -> Tensor:
+def reference_loss(mixture: ClassMixture, z: Tensor, y: Tensor, floor: float, *, processes: int = 1) -> Tensor:
     """The loss of the CEM authors' program on one batch; follows the mixture's variances and weights.
 
     With b_i features of the batch in a component, at mean squared distance s_i per dimension from its center,
@@ -30,6 +30,7 @@ def reference_loss(mixture: ClassMixture, z: Tensor, y: Tensor, floor: float) ->
         z: Clean features (N, D).
         y: Labels (N,).
         floor: No pressure on variances below it (authors: t·σ² with t = 0.125).
+        processes: Over which the batch is spread, this one's share being about that of each: a is that of the whole.
 
     Returns:
         A scalar whose gradient reaches z alone.
@@ -41,7 +42,7 @@ def reference_loss(mixture: ClassMixture, z: Tensor, y: Tensor, floor: float) ->
     weights, before = mixture.weights.flatten().clone(), mixture.covariances.flatten().clone()
     found, expected = mixture.track(index)
     batch = group_sums(distance, index, k * m) / found.clamp_min(1)
-    a = (10 * found / expected.clamp_min(torch.finfo(z.dtype).tiny)).clamp_max(0.99) * (found > 0)
+    a = (10 * processes * found / expected.clamp_min(torch.finfo(z.dtype).tiny)).clamp_max(0.99) * (found > 0)
     variance = a * batch + (1 - a) * before
     mixture.covariances.copy_(variance.detach().view(k, m))
     loss = weights * ((variance + _GAMMA).log() - math.log(floor + _GAMMA)).relu()

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from sfumato.errors import InputError
 from sfumato.information.attention import class_mean, class_uniform, mean_log_variance
+from sfumato.information.grouping import group_sizes
 from sfumato.information.pooling import Side
 from sfumato.information.running import ClassAverage
 
@@ -183,7 +184,7 @@ class SlotReadout(nn.Module):
                 averages. ``attention``: the features are constants, and nothing is kept.
             generator: Source of the noise on the starting slots, where there is any.
         """
-        counts, even = torch.bincount(y, minlength=self.num_classes), class_uniform(y, self.num_classes, z.dtype)
+        counts, even = group_sizes(y, self.num_classes), class_uniform(y, self.num_classes, z.dtype)
         centers = self.centers.blend(class_mean(z, even, y, self.num_classes), counts)
         deviation = z - centers[y]
         fixed = deviation.detach()
@@ -207,7 +208,7 @@ class SlotReadout(nn.Module):
         Up to a factor and a constant it is the negative log-likelihood of the residuals under a Gaussian with the best
         variances, as a mixture's centers have it: unlike gated weights, slots cannot leave a feature of the class out.
         """
-        present = torch.bincount(y, minlength=self.num_classes) > 0
+        present = group_sizes(y, self.num_classes) > 0
         return mean_log_variance(self.variance(z, y, side="attention", generator=generator), present, gamma=gamma)
 
     def tracked(self) -> Tensor:

@@ -25,9 +25,12 @@ _EVALUATION_BATCH = 512
 class Objective(nn.Module):
     """All losses of a batch in one forward pass, which is what data parallelism needs to see."""
 
-    def __init__(self, split: SplitModel, defense: BoundDefense, generator: torch.Generator) -> None:
+    def __init__(
+        self, split: SplitModel, defense: BoundDefense, generator: torch.Generator, processes: int = 1
+    ) -> None:
         super().__init__()
         self.split, self.defense, self._generator = split, defense, generator
+        self._processes = processes
 
     def forward(
         self, x: Tensor, y: Tensor, epoch: int, step: int, lr: float
@@ -36,7 +39,7 @@ class Objective(nn.Module):
         z_clean = self.split.edge(x)
         z_sent = self.split.channel(z_clean)
         logits = self.split.cloud(z_sent)
-        ctx = Context(x, y, z_clean, z_sent, logits, epoch, step, lr, self._generator)
+        ctx = Context(x, y, z_clean, z_sent, logits, epoch, step, lr, self._generator, self._processes)
         losses = {"cross_entropy": F.cross_entropy(logits, y), **self.defense.losses(ctx)}
         return losses, (z_clean.detach(), z_sent.detach(), logits.detach())
 
@@ -162,7 +165,8 @@ class SplitJob:
         set_generator(self._objective, self._generator)
 
     def _set_up(self, split: SplitModel) -> None:
-        objective = Objective(split, self.defense.to(self._runtime.device), self._generator)
+        processes = self._runtime.fabric.world_size
+        objective = Objective(split, self.defense.to(self._runtime.device), self._generator, processes)
         self._objective: Objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         players = {p for player in self.defense.players() for p in player.module.parameters() if p.requires_grad}
         trained = [p for p in objective.parameters() if p.requires_grad and p not in players]
