@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sfumato.audit import attack_run, audit, load_settings, reopen, train_run
-from sfumato.audit.runs import MODEL, address, checksum_of, edge_weights, load_data, prepare
+from sfumato.audit.runs import MODEL, address, edge_weights, load_data, prepare
 from sfumato.cli import run
 from sfumato.data import ImageSet, Splits
 from sfumato.errors import CorruptFileError, InputError
@@ -95,11 +95,10 @@ def test_the_edge_starts_from_the_other_runs_and_learns_on(transferred, runtime)
 
 def test_the_address_has_the_weights_and_not_the_path(transferred, tmp_path, runtime):
     source, settings, splits, _ = transferred
-    checksum = checksum_of(splits)
 
     def at(edge_from: str | None) -> str:
         model = settings.model.model_copy(update={"edge_from": edge_from})
-        return address(settings.model_copy(update={"model": model}), source.defense, checksum, runtime)
+        return address(settings.model_copy(update={"model": model}), source.defense, splits, runtime)
 
     moved = tmp_path / "elsewhere"
     moved.mkdir()
@@ -129,8 +128,7 @@ def test_other_weights_have_another_address(transferred, runtime):
     )
     model = settings.model.model_copy(update={"edge_from": str(other.folder)})
     addresses = {
-        address(s, source.defense, checksum_of(splits), runtime)
-        for s in (settings, settings.model_copy(update={"model": model}))
+        address(s, source.defense, splits, runtime) for s in (settings, settings.model_copy(update={"model": model}))
     }
     assert len(addresses) == 2
 
