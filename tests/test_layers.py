@@ -22,7 +22,7 @@ OURS = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benc
 def name_of(path: Path) -> str:
     """First part of a module's name inside the package; empty for the package itself."""
     first = path.relative_to(SRC).parts[0]
-    return "" if first == "__init__.py" else first.removesuffix(".py")
+    return "cli" if first == "__main__.py" else "" if first == "__init__.py" else first.removesuffix(".py")
 
 
 def parsed(path: Path) -> ast.Module:

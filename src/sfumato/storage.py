@@ -130,6 +130,23 @@ def state_digest(tree: str, tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_writable(folder: Path) -> None:
+    """Find out whether a folder can be written to, or made, without making it.
+
+    Raises:
+        StorageError: It is a file, or the disk refuses.
+    """
+    there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    with storage_errors(folder), tempfile.TemporaryFile(dir=there):
+        pass
+
+
 def hash_of(description: Any, *, length: int = 16) -> str:
     """Hash of a JSON-able description: the same content gives the same address on any machine."""
     text = json.dumps(description, sort_keys=True, separators=(",", ":"), default=str)

@@ -36,11 +36,20 @@ def test_a_card_of_a_newer_schema_is_refused_in_one_line(card, tmp_path):
         Card.load(tmp_path / "card.json")
 
 
+def test_a_card_says_its_version(card, tmp_path):
+    content = json.loads(card.model_dump_json())
+    del content["schema_version"]
+    for wrong in (content, [content], "card"):
+        (tmp_path / "card.json").write_text(json.dumps(wrong))
+        with pytest.raises(CorruptFileError, match="is not a card: it has no schema_version"):
+            Card.load(tmp_path / "card.json")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda text: text[: len(text) // 2], "is not a card"),
-        (lambda text: "[]", "not a valid card"),
+        (lambda text: "[]", "no schema_version"),
         (lambda text: text.replace('"test_accuracy"', '"test_acuracy"'), "utility.test_accuracy"),
         (lambda text: text.replace('"queries": ', '"queries": -'), "queries"),
     ],

@@ -164,6 +164,19 @@ def test_a_damaged_card_is_made_anew_and_is_the_same(tmp_path, tiny_settings, ru
     assert Card.load(path) == again
 
 
+def test_a_card_that_somebody_altered_is_made_anew(tmp_path, tiny_settings, runtime):
+    settings = load_settings([tiny_settings, {"defenses": ["none"]}])
+    first = audit(settings, root=tmp_path, runtime=runtime)[0]
+    path = next(tmp_path.rglob("card.json"))
+    for damage in (
+        lambda: path.write_text(path.read_text().replace('"test_accuracy": 0.', '"test_accuracy": 0.9')),
+        lambda: path.with_name("card.sha256").unlink(),
+    ):
+        damage()
+        assert audit(settings, root=tmp_path, runtime=runtime)[0].fingerprint() == first.fingerprint()
+        assert Card.load(path).fingerprint() == first.fingerprint()
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "run.json"])
 def test_a_damaged_run_is_refused(tmp_path, tiny_settings, runtime, name):
     settings = load_settings([tiny_settings, {"defenses": ["none"]}])
@@ -173,7 +186,7 @@ def test_a_damaged_run_is_refused(tmp_path, tiny_settings, runtime, name):
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(bytes(content))
     next(tmp_path.rglob("card.json")).unlink()
-    with pytest.raises(CorruptFileError, match="train-"):
+    with pytest.raises(CorruptFileError, match=r"train-.*; remove the folder to train again"):
         audit(settings, root=tmp_path, runtime=runtime)
 
 
@@ -214,8 +227,8 @@ def test_an_audit_killed_in_the_middle_goes_on_to_the_same_cards(tmp_path, tiny_
     )
     command = [
         sys.executable,
-        "-c",
-        "from sfumato.cli import main; main()",
+        "-m",
+        "sfumato",
         "audit",
         "--config",
         str(config),

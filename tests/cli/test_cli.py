@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from sfumato.audit.settings import Settings
 from sfumato.cli import run
 from sfumato.cli.catalogue import CATALOGUE
 from sfumato.data import PRESETS
+from sfumato.errors import StorageError
 from sfumato.models import BACKBONES, build, split
 
 
@@ -79,6 +81,44 @@ def test_what_is_not_ours_in_the_folder_of_cards_stays(config, tmp_path, capsys)
     assert run(["audit", "--config", config, "--out", "out", "--defenses", "none"]) == 0
     names = sorted(path.name for path in (tmp_path / "out" / "cards").iterdir())
     assert names == ["00-none.json", "thesis.txt"]
+
+
+def test_old_cards_go_when_the_new_page_is_there_and_not_before(config, tmp_path, monkeypatch, capsys):
+    assert run(["audit", "--config", config, "--out", "out"]) == 0
+    before = sorted((tmp_path / "out").rglob("*.json"))
+
+    def full(*_: object) -> None:
+        raise StorageError("no space left on the disk")
+
+    monkeypatch.setattr("sfumato.cli.commands.write_page", full)
+    assert run(["audit", "--config", config, "--out", "out", "--defenses", "none"]) == 2
+    assert sorted((tmp_path / "out").rglob("*.json")) == before
+
+
+@pytest.mark.parametrize("flag", ["--runs", "--out"])
+def test_a_folder_that_cannot_be_is_found_out_before_anything_runs(config, tmp_path, capsys, flag):
+    (tmp_path / "taken").write_text("a file")
+    assert run(["audit", "--config", config, flag, "taken/deeper"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("sfumato: cannot write taken/deeper: ")
+    assert err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == []
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"), [("0.1", "0.1"), ("3", "3"), ("true", None), ("[a]", None), ("''", None), ("{a: 1}", None)]
+)
+def test_labels_are_text_or_numbers(config, tmp_path, capsys, label, shown):
+    settings = yaml.safe_load(Path(config).read_text())
+    settings["defenses"] = [{"recipe": "none", "label": yaml.safe_load(label)}]
+    Path("labels.yaml").write_text(yaml.safe_dump(settings))
+    assert run(["audit", "--config", "labels.yaml", "--json"]) == (0 if shown else 2)
+    told = capsys.readouterr()
+    if shown:
+        assert json.loads(told.out)["rows"][0]["defense"] == shown
+    else:
+        assert told.err.startswith("sfumato: defenses[0].label: got ")
+        assert not (tmp_path / "runs").exists()
 
 
 def test_the_terminal_shows_table_verdict_and_page(config, capsys):
@@ -397,8 +437,8 @@ def test_a_damaged_checkpoint_is_refused(config, tmp_path, capsys):
 def test_ctrl_c_leaves_a_resumable_run_and_says_how_to_resume(config, tmp_path, number):
     command = [
         sys.executable,
-        "-c",
-        "from sfumato.cli import main; main()",
+        "-m",
+        "sfumato",
         "train",
         "--config",
         config,
@@ -436,7 +476,9 @@ def test_ctrl_c_while_images_are_read_stops_at_once(config, tmp_path, monkeypatc
     before, started = signal.getsignal(number), time.monotonic()
     assert run(["audit", "--config", config]) == 130
     assert time.monotonic() - started < 10
-    assert capsys.readouterr().err == "sfumato: stopped at once; " + NOTHING_YET + "\n"
+    assert capsys.readouterr().err == (
+        f"sfumato: stopped at once; {NOTHING_YET}; to go on: sfumato audit --config {config}\n"
+    )
     assert not (tmp_path / "runs").exists()
     assert signal.getsignal(number) is before
 
@@ -479,7 +521,24 @@ def test_a_second_ctrl_c_stops_at_once_and_says_what_is_kept(monkeypatch, capsys
 
     monkeypatch.setattr("sfumato.cli.commands.CATALOGUE", {"data": stopped})
     assert run(["list"]) == 130
+    assert capsys.readouterr().err == "sfumato: stopped at once; to go on: sfumato list\n"
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_the_program_itself_is_loading(monkeypatch, capsys):
+    from sfumato.__main__ import main
+
+    def stopped(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sfumato.cli.commands.run", stopped)
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 130
     assert capsys.readouterr().err == "sfumato: stopped at once\n"
+    # Nothing heavy is imported before somebody listens.
+    code = "import sys, sfumato.__main__; sys.exit(any(name in sys.modules for name in ('torch', 'sfumato.cli')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_an_error_of_the_program_is_not_dressed_up(monkeypatch):

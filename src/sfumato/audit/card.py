@@ -214,7 +214,9 @@ class Card(_Section):
             raise InputError("card", str(path), f"a readable card.json ({error.strerror})") from error
         except ValueError as error:
             raise CorruptFileError(f"{path} is not a card: {error}") from error
-        version = content.get("schema_version") if isinstance(content, dict) else None
+        if not isinstance(content, dict) or "schema_version" not in content:
+            raise CorruptFileError(f"{path} is not a card: it has no schema_version")
+        version = content["schema_version"]
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise InputError(
                 f"{path}: schema_version", version, f"up to {SCHEMA_VERSION}; a newer sfumato wrote this card"

@@ -30,10 +30,10 @@ from sfumato.errors import CorruptFileError, InputError
 from sfumato.metrics.reconstruction import SMALLEST_IMAGE
 from sfumato.models import set_generator
 from sfumato.progress import Titled
-from sfumato.storage import hash_of
+from sfumato.storage import file_digest, hash_of, write_text
 from sfumato.training import Runtime
 
-CARD = "card.json"
+CARD, CHECKSUM = "card.json", "card.sha256"
 _PROBES = 64
 _FIXED_EXAMPLES = 8
 
@@ -139,14 +139,16 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
         made[label] = _attack(attack, i, run, knowledge, victims, settings, runtime.at(folder / f"{i}-{attack.name}"))
     card = _card(run, settings, splits, found, made, knowledge, victims, runtime)
     card.save(folder / CARD)
+    write_text(folder / CHECKSUM, file_digest(folder / CARD) + "\n")
     for i, attack in enumerate(found):
         (folder / f"{i}-{attack.name}" / "checkpoint.safetensors").unlink(missing_ok=True)
     return card
 
 
 def _known(path: Path) -> Card | None:
-    """A card made before; one that is damaged is made anew."""
-    if not path.is_file():
+    """A card made before; one that is damaged or was altered is made anew."""
+    checksum = path.with_name(CHECKSUM)
+    if not path.is_file() or not checksum.is_file() or checksum.read_text().strip() != file_digest(path):
         return None
     try:
         return Card.load(path)

@@ -92,7 +92,9 @@ def _start_edge(split: SplitModel, bound: BoundDefense, folder: str) -> SplitMod
     differing = [name for name in here | there if here.get(name) != there.get(name)]
     if differing:
         first = f"{differing[0]} is {here.get(differing[0], 'absent')} here, {there.get(differing[0], 'absent')} there"
-        accepted = f"a run with the same layers on the edge (backbone, width, cut, colors, bottleneck); {first}"
+        accepted = (
+            f"a run with the same layers on the edge (backbone, width, cut, colors, bottleneck, normalization); {first}"
+        )
         raise InputError("model.edge_from", folder, accepted)
     split.edge.load_state_dict(own)
     return split
@@ -111,7 +113,7 @@ def edge_weights(folder: str | Path) -> dict[str, Tensor]:
     except InputError as error:
         raise InputError("model.edge_from", str(folder), error.accepted) from error
     try:
-        state = load_state(folder / MODEL)["split"]
+        state = _model_of(folder)["split"]
     except FileNotFoundError as error:
         raise CorruptFileError(f"{folder} does not hold a whole run ({MODEL} is missing)") from error
     return {name: value for name, value in state.items() if name.startswith(_EDGE)}
@@ -252,10 +254,18 @@ def checksum_of(splits: Splits) -> str:
     return hash_of([part.checksum() if part is not None else None for part in parts], length=64)
 
 
+def _model_of(folder: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = load_state(folder / MODEL)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{error}; remove the folder to train again") from error
+    return state
+
+
 def _restore(folder: Path, split: SplitModel, bound: BoundDefense) -> tuple[SplitModel, Fit, float]:
     content = read_description(folder)
     try:
-        weights = load_state(folder / MODEL)
+        weights = _model_of(folder)
         split = bound.restore(split, weights["split"])
         split.load_state_dict(weights["split"])
         bound.load_state_dict(weights["defense"])

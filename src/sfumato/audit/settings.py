@@ -245,7 +245,7 @@ def _defense(entry: str | dict[str, Any], field: str) -> tuple[str, Defense]:
     if isinstance(entry, str):
         return entry, defenses.build(entry, field=field)
     arguments = dict(entry)
-    label = arguments.pop("label", None)
+    label = _label(arguments.pop("label", None), f"{field}.label")
     members = arguments.pop("chain", None)
     if members is not None and arguments:
         raise InputError(field, sorted(arguments), "nothing but label beside chain")
@@ -255,6 +255,14 @@ def _defense(entry: str | dict[str, Any], field: str) -> tuple[str, Defense]:
     default = str(arguments.get("recipe") or arguments.get("part") or "+".join(p.name for p in defense.parts()))
     details = [f"{key}={value}" for key, value in arguments.items() if key not in ("recipe", "part")]
     return label or (f"{default} ({', '.join(details)})" if details else default), defense
+
+
+def _label(given: object, field: str) -> str | None:
+    if given is None or (isinstance(given, str) and given.strip()):
+        return given
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return str(given)  # a strength, say, which YAML takes for a number
+    raise InputError(field, given, "text")
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

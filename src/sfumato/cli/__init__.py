@@ -1,6 +1,6 @@
 """The command line: ``sfumato audit``, ``train``, ``attack``, ``report``, ``bench`` and ``list``."""
 
 from sfumato.cli import bench
-from sfumato.cli.commands import app, main, run
+from sfumato.cli.commands import app, run
 
 __all__ = ["app", "bench", "main", "run"]

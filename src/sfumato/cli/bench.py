@@ -28,6 +28,7 @@ from sfumato.cli.catalogue import CATALOGUE, as_table
 from sfumato.cli.commands import Json, Runs, Seconds, TensorBoard, _print_json, _runtime, app
 from sfumato.errors import InputError, Interrupted
 from sfumato.report.format import fixed
+from sfumato.storage import require_writable
 
 _RUNS, _OUT = Path("runs"), Path("sfumato-bench")
 _Many = Parameter(consume_multiple=True, negative=())
@@ -62,6 +63,8 @@ def bench_command(
         _list(as_json=json)
         return
     chosen = read_experiment(experiment)
+    for place in (runs, out):
+        require_writable(place)
     overrides: dict[str, Any] = {"device": device, "precision": precision}
     if data_path is not None:
         overrides["data"] = {"path": data_path}

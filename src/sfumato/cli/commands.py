@@ -26,7 +26,7 @@ from sfumato.cli.interrupt import stop_on_interrupt
 from sfumato.errors import InputError, Interrupted, SfumatoError
 from sfumato.progress import Bar
 from sfumato.report import conclude, entries, judge_all, rich_table, rows, write_page
-from sfumato.storage import storage_errors
+from sfumato.storage import require_writable, storage_errors
 from sfumato.training import Runtime, make_fabric
 
 app = App(
@@ -74,6 +74,8 @@ def audit_command(
 ) -> None:
     """Train defenses, attack them, and write a page that shows what leaks (the main job)."""
     settings = _settings(preset, config, flags)
+    for folder in (runs, out):
+        require_writable(folder)
     with _runtime(settings, tensorboard, checkpoint_seconds) as runtime:
         cards = audit(settings, root=runs, runtime=runtime)
     _report(cards, out, as_json=json)
@@ -93,6 +95,7 @@ def train_command(
 ) -> None:
     """Train every defense that the settings name; print where each run is kept."""
     settings = _settings(preset, config, flags)
+    require_writable(runs)
     with _runtime(settings, tensorboard, checkpoint_seconds) as runtime:
         made = train_all(settings, root=runs, runtime=runtime)
     found = [
@@ -119,6 +122,7 @@ def attack_command(
     flags: dict[str, Any],
 ) -> None:
     """Attack trained runs; what is not given is as the run was told when it was trained."""
+    require_writable(out)
     cards = []
     for folder in run:
         settings = load_settings([reopen.settings_of(folder), flags])
@@ -168,7 +172,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         complaint.print(f"sfumato: {stop}; nothing is lost. To go on: {again}")
         return 130
     except KeyboardInterrupt as stop:
-        complaint.print("; ".join(["sfumato: stopped at once", *map(str, stop.args)]))
+        again = shlex.join(["sfumato", *arguments])
+        complaint.print("; ".join(["sfumato: stopped at once", *map(str, stop.args), f"to go on: {again}"]))
         return 130
     except (SfumatoError, CycloptsError) as error:
         lines = _with_bad_values(arguments) if isinstance(error, UnknownOptionError) else _lines(error)
@@ -176,11 +181,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
             complaint.print(f"sfumato: {line}")
         return 2
     return code if isinstance(code, int) else 0
-
-
-def main() -> None:
-    """Entry point of the ``sfumato`` command."""
-    sys.exit(run())
 
 
 def _with_bad_values(arguments: list[str]) -> list[str]:
@@ -243,14 +243,16 @@ def _quiet() -> Iterator[None]:
 
 def _report(cards: list[Card], out: Path, *, as_json: bool) -> None:
     page, folder = out / "page.html", out / "cards"
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("[0-9][0-9]-*.json"):  # ours; whatever else is there stays
-            old.unlink()
+    written = set()
     for i, card in enumerate(cards):
         safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in card.defense.label)
+        written.add(folder / f"{i:02d}-{safe}.json")
         card.save(folder / f"{i:02d}-{safe}.json")
     write_page(cards, page)
+    with storage_errors(folder):
+        for old in folder.glob("[0-9][0-9]*-*.json"):  # ours; whatever else is there stays
+            if old not in written:
+                old.unlink()
     if as_json:
         _print_json({"page": str(page), "cards": str(folder), "rows": rows(cards)})
         return
