@@ -123,7 +123,7 @@ def test_each_pair_has_a_line(tmp_path):
     assert [line[4] for line in changes] == ["+100.0 ± 0.0 %", "+25.0 ± 0.0 %"]
     matched = {line[1]: line[2:] for line in rows_of(text, "more") if line[1] in ("noise", "noise+CEM")}
     assert {line[0] for line in matched.values()} == {"40.0 to 80.0 %"}
-    # By hand: at accuracy a, noise errs by 0.01 + (0.9 - a) / 10 and "more" by 0.02 + (0.85 - a) / 5; a is 0.6 on average.
+    # By hand at 0.6, the mean accuracy: 0.01 + (0.9 - 0.6) / 10 of noise, 0.02 + (0.85 - 0.6) / 5 of "more".
     assert matched["noise"][1:3] == ["0.0400", "0.0700"]
     assert matched["noise+CEM"][1:3] == ["0.0640", "0.0700"]
     assert matched["noise"][3] == "+75.0 ± 0.0 %"
