@@ -70,7 +70,7 @@ def test_changes_pair_seeds():
         ("none", 1): (0.5, 0.04), ("noise", 1): (0.45, 0.06),
         ("noise", 2): (0.1, 0.99),
     }  # fmt: skip
-    change = table(told(), figures, seeds=[0, 1, 2])["noise", None].changes
+    change = table(told(), figures, seeds=[0, 1, 2])["noise", None].changes["none"]
     # By hand: the third seed has no partner.
     assert change["accuracy"].difference.mean == pytest.approx((-0.1 - 0.05) / 2)
     assert change["accuracy"].difference.deviation == pytest.approx(0.05 / 2**0.5)
@@ -80,7 +80,7 @@ def test_changes_pair_seeds():
 
 
 def test_a_figure_of_zero_has_no_ratio():
-    change = table(told(), {("none", 0): (0.0, 0.0), ("noise", 0): (0.7, 0.02)})["noise", None].changes
+    change = table(told(), {("none", 0): (0.0, 0.0), ("noise", 0): (0.7, 0.02)})["noise", None].changes["none"]
     assert change["mse_test"].ratio is None
     assert change["accuracy"].ratio is None
     assert change["accuracy"].difference.mean == pytest.approx(0.7)
@@ -90,11 +90,11 @@ def test_the_paper_s_figures_stand_beside():
     lines = table(PAPER, {(row, 0): (0.9, 0.01) for row in ("B", "B+CEM", "ours", "No_defense")})
     line = lines["B+CEM", None]
     assert line.published["mse_test"] == 0.0058
-    assert line.changes["accuracy"].published == pytest.approx(0.9069 - 0.9087)
-    assert line.changes["mse_test"].published_ratio == pytest.approx(58 / 41 - 1)
+    assert line.changes["B"]["accuracy"].published == pytest.approx(0.9069 - 0.9087)
+    assert line.changes["B"]["mse_test"].published_ratio == pytest.approx(58 / 41 - 1)
     assert lines["No_defense", None].published.keys() == {"accuracy", "mse_train", "mse_test"}
     assert lines["ours", None].published == {}
-    assert lines["ours", None].changes["accuracy"].published is None
+    assert lines["ours", None].changes["No_defense"]["accuracy"].published is None
     assert lines["Dropout", None].published["accuracy"] == 0.8775  # though there is no card of it
 
 
@@ -111,8 +111,52 @@ def test_a_swept_row_is_compared_at_the_same_point_or_with_the_one_that_is_not_s
     figures |= {("none", None, 0): (1.0, 0.001)} | {("again", 0.2, 0): (0.7, 0.01)}
     lines = table(content, figures)
     for point in (0.05, 0.2, 0.5):
-        assert lines["noise+CEM", point].changes["accuracy"].difference.mean == pytest.approx(-0.1)
-    assert lines["again", 0.2].changes["accuracy"].difference.mean == pytest.approx(-0.3)
+        assert lines["noise+CEM", point].changes["noise"]["accuracy"].difference.mean == pytest.approx(-0.1)
+    assert lines["again", 0.2].changes["none"]["accuracy"].difference.mean == pytest.approx(-0.3)
+
+
+def test_a_row_is_compared_with_each_that_it_names_and_has_seeds_in_common_with():
+    rows = [{"label": label, "defense": "noise"} for label in "abc"]
+    content = told(rows=[*rows, {"label": "d", "defense": "noise", "over": ["b", "a", "c"]}])
+    figures = {
+        ("a", 0): (0.8, 0.01), ("a", 1): (0.6, 0.02), ("b", 1): (0.5, 0.04), ("c", 2): (0.9, 0.01),
+        ("d", 0): (0.7, 0.02), ("d", 1): (0.4, 0.06),
+    }  # fmt: skip
+    lines = table(content, figures, seeds=[0, 1, 2])
+    line = lines["d", None]
+    assert line.over == ("b", "a", "c")
+    assert list(line.changes) == ["b", "a"]
+    # By hand: both seeds against a, the second alone against b, none against c.
+    assert line.changes["a"]["accuracy"].difference.mean == pytest.approx((-0.1 - 0.2) / 2)
+    assert line.changes["a"]["mse_test"].ratio.mean == pytest.approx((1.0 + 2.0) / 2)
+    assert line.changes["b"]["accuracy"].difference.mean == pytest.approx(-0.1)
+    assert line.changes["b"]["mse_test"].ratio.mean == pytest.approx(0.5)
+    assert (line.changes["a"]["mse_test"].ratio.count, line.changes["b"]["mse_test"].ratio.count) == (2, 1)
+    mean = average(list(lines.values()))
+    assert mean.rows == 3
+    assert mean.with_it["accuracy"] == pytest.approx(0.55)
+    assert mean.without["accuracy"] == pytest.approx((0.7 + 0.5 + 0.9) / 3)
+
+
+def test_the_paper_s_figures_stand_beside_the_point_that_they_are_of():
+    content = PAPER | {
+        "rows": [
+            {"label": "Dropout", "defense": "dropout", "varied": False},
+            {"label": "B", "defense": "noise", "published": "Bottleneck"},
+            {"label": "B+CEM", "defense": "cem", "over": ["B", "Dropout"], "published": "Bottleneck+CEM"},
+        ]
+    }
+    vary = {"field": "noise.sigma", "values": {"small": [0.025, 0.1]}}
+    figures = {(row, point, 0): (0.9, 0.01) for row in ("B", "B+CEM") for point in (0.025, 0.1)}
+    figures["Dropout", None, 0] = (0.9, 0.01)
+    lines = table(content | {"vary": vary | {"published": 0.1}}, figures)
+    assert lines["B+CEM", 0.1].published["mse_test"] == 0.0058
+    assert lines["Dropout", None].published["mse_test"] == 0.0104
+    assert lines["B+CEM", 0.1].changes["B"]["mse_test"].published_ratio == pytest.approx(58 / 41 - 1)
+    assert lines["B+CEM", 0.1].changes["Dropout"]["mse_test"].published_ratio == pytest.approx(58 / 104 - 1)
+    assert lines["B+CEM", 0.025].published == {}
+    assert lines["B+CEM", 0.025].changes["B"]["mse_test"].published_ratio is None
+    assert all(line.published == {} for line in table(content | {"vary": vary}, figures).values())
 
 
 def test_averages_are_over_whole_pairs():

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 import yaml
 from bench_toys import SWEPT, attack, card, told
+from scipy.stats import spearmanr
 
 from sfumato.audit import load_settings
 from sfumato.bench import evaluate, expand, lines_as_rows, parse_experiment, write_result
@@ -108,6 +109,31 @@ def test_curves_are_compared_at_matched_accuracy(tmp_path):
     assert rows_of(text, "noise+CEM, σ = 0.05")[0][:3] == ["noise+CEM, σ = 0.05", "2", "85.00 ± 0.00"]
 
 
+def test_each_pair_has_a_line(tmp_path):
+    content = SWEPT | {"rows": [*SWEPT["rows"], {"label": "more", "defense": "cem", "over": ["noise", "noise+CEM"]}]}
+    figures = CURVES | {
+        ("more", point, seed): (0.85 - point, 0.02 + point / 5, {}) for point in (0.05, 0.2, 0.5) for seed in (0, 1)
+    }
+    result = result_of(content, figures)
+    text = page(result, tmp_path)
+    # The table of figures, then a change against each.
+    ours, *changes = rows_of(text, "more, σ = 0.2")
+    assert ours[1:3] == ["2", "65.00 ± 0.00"]
+    assert [line[1:3] for line in changes] == [["noise", "-5.00 ± 0.00"], ["noise+CEM", "-5.00 ± 0.00"]]
+    assert [line[4] for line in changes] == ["+100.0 ± 0.0 %", "+25.0 ± 0.0 %"]
+    matched = {line[1]: line[2:] for line in rows_of(text, "more") if line[1] in ("noise", "noise+CEM")}
+    assert {line[0] for line in matched.values()} == {"40.0 to 80.0 %"}
+    # By hand at 0.6, the mean accuracy: 0.01 + (0.9 - 0.6) / 10 of noise, 0.02 + (0.85 - 0.6) / 5 of "more".
+    assert matched["noise"][1:3] == ["0.0400", "0.0700"]
+    assert matched["noise+CEM"][1:3] == ["0.0640", "0.0700"]
+    assert matched["noise"][3] == "+75.0 ± 0.0 %"
+    data = json.loads((tmp_path / "digits-trial-small.json").read_text())
+    assert [(one["row"], one["over"]) for one in data["matched"]] == [
+        ("noise+CEM", "noise"), ("more", "noise"), ("more", "noise+CEM"),
+    ]  # fmt: skip
+    assert list(data["tables"]["decoder"][-1]["changes"]) == ["noise", "noise+CEM"]
+
+
 def test_curves_that_share_no_accuracy_are_not_compared(tmp_path):
     apart = {
         key: (value[0] / 10, *value[1:]) if key[0] == "noise" and key[2] == 1 else value
@@ -136,6 +162,43 @@ def test_entropy_and_error(tmp_path):
     assert result.entropy.by_seed.mean == pytest.approx(1.0)
     few = result_of(SWEPT, {("noise", 0.05, 0): CURVES["noise", 0.05, 0]})
     assert "1 point: too few" in page(few, tmp_path)
+
+
+def test_entropy_and_error_along_each_row(tmp_path):
+    # Errors rise with entropy along "noise" and fall along "noise+CEM"; the third row tracks the rate at two points.
+    figures = {
+        (row, point, 0): (0.9 - point, 0.1 + sign * point / 10, {"theory": {"cem_rate_nats": -point}})
+        for row, sign in (("noise", 1), ("noise+CEM", -1))
+        for point in (0.05, 0.2, 0.5)
+    }
+    few = [("more", point, 0) for point in (0.05, 0.2)]
+    figures |= {place: (0.5, 0.05 + place[1], {"theory": {"cem_rate_nats": -place[1]}}) for place in few}
+    content = SWEPT | {"rows": [*SWEPT["rows"], {"label": "more", "defense": "cem"}]}
+    result = result_of(content, figures)
+    found = result.entropy.by_row
+    assert {row: (one.rho, one.count) for row, one in found.items()} == {
+        "noise": (pytest.approx(1.0), 3), "noise+CEM": (pytest.approx(-1.0), 3), "more": (None, 2),
+    }  # fmt: skip
+    pairs = [(point, 0.1 + sign * point / 10) for sign in (1, -1) for point in (0.05, 0.2, 0.5)]
+    pairs += [(point, 0.05 + point) for point in (0.05, 0.2)]
+    assert result.entropy.all.rho == pytest.approx(spearmanr(*zip(*pairs)).statistic)
+    text = page(result, tmp_path).split("## Entropy and error")[1].split("![")[0]
+    assert rows_of(text, "noise")[0] == ["noise", "3", "1.000", "0"]
+    assert rows_of(text, "noise+CEM")[0][:3] == ["noise+CEM", "3", "-1.000"]
+    assert rows_of(text, "more") == [["more", "2", "–", "–"]]
+    data = json.loads((tmp_path / "digits-trial-small.json").read_text())
+    assert data["entropy"]["by_row"]["noise+CEM"]["count"] == 3
+    alone = result_of(SWEPT, {key: value for key, value in CURVES.items() if key[0] == "noise"})
+    assert alone.entropy.by_row["noise"] == alone.entropy.all
+    assert "own curve" in page(result_of(SWEPT, CURVES), tmp_path)
+    assert "own curve" not in page(alone, tmp_path)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", None])
+def test_a_note_on_a_data_set_stands_on_its_page_alone(tmp_path, dataset):
+    text = page(result_of(PAPER | {"reference": PAPER["reference"] | {"dataset": dataset}}, {}), tmp_path)
+    assert ("CIFAR-100's last row" in " ".join(text.split())) == (dataset == "cifar100")
+    assert ("Figures as printed." in " ".join(text.split())) == (dataset is not None)
 
 
 def test_plots_stand_alone_and_have_a_description(tmp_path):
@@ -231,7 +294,7 @@ def test_lines_for_other_programs(tmp_path):
     assert rows["Dropout"]["accuracy_std"] == pytest.approx(0.01 / 2**0.5)
     data = json.loads(write_result(result, tmp_path).data.read_text())
     assert data["cards"] == {key: found.fingerprint() for key, found in result.cards.items()}
-    assert data["tables"]["decoder"][1]["changes"]["mse_test"]["ratio"]["mean"] == pytest.approx(0.5)
+    assert data["tables"]["decoder"][1]["changes"]["Bottleneck"]["mse_test"]["ratio"]["mean"] == pytest.approx(0.5)
     swept = json.loads(write_result(result_of(SWEPT, CURVES), tmp_path).data.read_text())
     assert swept["matched"][0]["gain"]["mean"] == pytest.approx(0.6)
     assert swept["entropy"]["all"]["count"] == 12
@@ -239,8 +302,15 @@ def test_lines_for_other_programs(tmp_path):
 
 def test_a_row_and_its_only_follower_look_alike():
     rows = dict.fromkeys(("a", "a+", "b", "b+", "b++", "c"), ())
-    found = {s.label: (s.pair, s.added) for s in series_of(rows, {"a+": "a", "b+": "b", "b++": "b", "c": "gone"})}
+    over = {"a+": ("gone", "a"), "b+": ("b",), "b++": ("b",), "c": ("gone",)}
+    found = {s.label: (s.pair, s.added) for s in series_of(rows, over)}
     assert found["a"] == (0, False)
     assert found["a+"] == (0, True)
     assert found["b"] == (1, False)
     assert [found[label] for label in ("b+", "b++", "c")] == [(2, True), (3, True), (4, True)]
+
+
+def test_a_row_that_is_compared_with_several_looks_like_none_of_them():
+    rows = dict.fromkeys(("a", "b", "ab"), ())
+    found = {s.label: (s.pair, s.added) for s in series_of(rows, {"ab": ("a", "b")})}
+    assert found == {"a": (0, False), "b": (1, False), "ab": (2, True)}

@@ -188,13 +188,24 @@ def test_a_key_names_what_determines_the_result_and_nothing_else():
     assert "/" not in key({"label": "a/b: c*"})
 
 
+def test_what_a_row_is_compared_with_changes_no_key():
+    def keys(over, **vary):
+        rows = [*({"label": label, "defense": "none"} for label in "ab"), {"label": "c", "defense": "noise"} | over]
+        sweep = {"field": "model.width", "values": {"small": [0.06, 0.1]}} | vary
+        return [job.key for job in expand(parse_experiment(told(rows=rows, vary=sweep)), "small")]
+
+    plain = keys({})
+    assert len(set(plain)) == 12
+    assert keys({"over": "a"}) == keys({"over": ["b"]}) == keys({"over": ["b", "a"]}) == plain
+    assert keys({}, published=0.1) == plain
+
+
 def test_experiments_on_one_data_set_share_their_models():
     table = {
         job.seed: job.settings for job in expand(read_experiment("cem-table-cifar10"), "small", only=["Bottleneck+CEM"])
     }
-    other = {
-        job.seed: job.settings for job in expand(read_experiment("gated-attention"), "small", only=["CEM mixture"])
-    }
+    swept = expand(read_experiment("gated-attention"), "small", only=["CEM mixture"])
+    other = {job.seed: job.settings for job in swept if job.point == 0.025}
     for seed in (0, 1):
         assert table[seed].model_dump(exclude={"defenses"}) == other[seed].model_dump(exclude={"defenses"})
         assert list(table[seed].resolved_defenses().values()) == list(other[seed].resolved_defenses().values())

@@ -5,7 +5,18 @@ import yaml
 from bench_toys import SWEPT, told
 
 from sfumato.attacks import ATTACKS
-from sfumato.bench import check_experiment, experiments, figures, packaged_names, parse_experiment, read_experiment
+from sfumato.bench import (
+    PAPERS,
+    Paper,
+    check_experiment,
+    expand,
+    experiments,
+    figures,
+    number_of_models,
+    packaged_names,
+    parse_experiment,
+    read_experiment,
+)
 from sfumato.bench.published import ATTACKS as PRINTED
 from sfumato.defenses import PARTS, RECIPES
 from sfumato.errors import InputError, together
@@ -72,9 +83,13 @@ def test_everything_wrong_in_the_structure_is_said_at_once():
         ({"rows": []}, "rows: "),
         ({"rows": [{"label": "a", "defense": "none"}] * 2}, "rows[1].label: "),
         ({"rows": [{"label": "a", "defense": "none", "over": "a"}]}, "rows[0].over: "),
+        ({"rows": [{"label": "a", "defense": "none", "over": ["a"]}]}, "rows[0].over: got 'a'"),
+        ({"rows": [{"label": "a", "defense": "none", "over": 5}]}, "rows.0.over: got 5"),
+        ({"rows": [{"label": "a", "defense": "none", "over": [5]}]}, "rows.0.over.0: got 5"),
         ({"rows": [{"label": "a", "defense": "none", "published": "Bottleneck"}]}, "rows[0].published: "),
         ({"rows": [{"label": "a", "defense": "none", "at": {"paper": {"x": 1}}}]}, "rows[0].at: "),
         ({"vary": {"field": "sigma", "values": {"paper": [0.1]}}}, "vary.values: "),
+        ({"vary": {"field": "sigma", "values": {"small": [0.1]}, "published": 0.2}}, "vary.published: "),
         ({"plots": ["entropy_mse"]}, "theory: "),
         ({"reference": {"paper": "cem", "place": ""}}, "reference.place: "),
         ({"sizes": {}}, "sizes: "),
@@ -87,6 +102,35 @@ def test_what_does_not_fit_together_is_refused(changes, expected):
 def test_wrong_rows_are_told_together():
     rows = [{"label": "a", "defense": "none", "over": "b"}, {"label": "a", "defense": "none"}]
     assert len(wrong(told(rows=rows, plots=["entropy_mse"]))) == 3
+
+
+def test_a_row_is_compared_with_none_one_or_several():
+    def over(**given):
+        rows = [*({"label": label, "defense": "none"} for label in "abc"), {"label": "d", "defense": "none"} | given]
+        return parse_experiment(told(rows=rows)).rows[3].over
+
+    assert over() == over(over=None) == over(over=[]) == ()
+    assert over(over="b") == over(over=["b"]) == ("b",)
+    assert over(over=["c", "a"]) == ("c", "a")
+
+
+def test_each_wrong_label_of_several_is_told():
+    rows = [{"label": "a", "defense": "none"}, {"label": "b", "defense": "none", "over": ["a", "x", "b", "a"]}]
+    assert wrong(told(rows=rows)) == [
+        "rows[1].over: got 'x'; accepted: the label of another row: one of a",
+        "rows[1].over: got 'b'; accepted: the label of another row: one of a",
+        "rows[1].over: got 'a'; accepted: each row once",
+    ]
+
+
+def test_a_note_on_one_data_set_is_for_it_alone():
+    paper = PAPERS["cem"]
+    assert paper.note_on("cifar100").startswith("Figures as printed. In CIFAR-100's last row")
+    assert paper.note_on("cifar10") == "Figures as printed."
+    assert paper.note_on(None) == ""
+    assert set(paper.notes) == {"cifar100"}
+    assert PAPERS["gated-attention"].note_on("cifar10") == ""
+    assert Paper("somebody", notes={"mnist": "Beware."}).note_on("mnist") == "Beware."
 
 
 def test_the_papers_figures():
@@ -179,8 +223,26 @@ def test_every_pair_is_compared(name):
     rows = {row.label: row for row in read_experiment(name).rows}
     assert len(rows) == 15
     assert {label: row.over for label, row in rows.items() if row.over} == {
-        f"{base}+CEM": base for base in rows if base != "No_defense" and not base.endswith("+CEM")
+        f"{base}+CEM": (base,) for base in rows if base != "No_defense" and not base.endswith("+CEM")
     }
+
+
+def test_forms_are_compared_with_noise_and_with_the_isotropic_form():
+    over = {row.label: row.over for row in read_experiment("cem-forms").rows}
+    both = ("noise", "CEM isotropic")
+    assert over["CEM isotropic"] == ("noise",)
+    assert over["CEM full"] == over["gated attention"] == over["slot attention"] == both
+
+
+def test_surrogates_are_swept_from_the_proposal_s_noise():
+    experiment = read_experiment("gated-attention")
+    assert experiment.vary.published == 0.025
+    for size, values in experiment.vary.values.items():
+        assert values[0] == 0.025
+        for row in experiment.rows:
+            jobs = expand(experiment, size, seeds=[0], only=[row.label])
+            parts = [next(iter(job.settings.resolved_defenses().values())).describe() for job in jobs]
+            assert [part["sigma"] for found in parts for part in found if part["part"] == "noise"] == list(values)
 
 
 def test_attacks_with_printed_figures_are_named_like_ours():
@@ -190,4 +252,5 @@ def test_attacks_with_printed_figures_are_named_like_ours():
 @pytest.mark.parametrize("name", packaged_names())
 def test_packaged_experiments_are_documented(name, request):
     text = (request.config.rootpath / "docs" / "bench.md").read_text(encoding="utf-8")
-    assert f"| `{name}`" in text
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+    assert line.endswith(f" | {number_of_models(read_experiment(name), 'small')} |")

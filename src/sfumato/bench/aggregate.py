@@ -84,8 +84,9 @@ class Line:
         missing: The seeds that there is none of.
         figures: Figure's key to mean and spread; empty where there is no card.
         published: The paper's figures.
-        over: Label of the row that it is compared with.
-        changes: Figure's key to change, over the seeds that both have.
+        over: Labels of the rows that it is compared with.
+        changes: Label of such a row to figure's key to change, over the seeds that both have; without the rows that
+            share no seed with this one.
     """
 
     row: str
@@ -94,8 +95,8 @@ class Line:
     missing: tuple[int, ...]
     figures: Mapping[str, Spread] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
-    over: str | None = None
-    changes: Mapping[str, Change] = field(default_factory=dict)
+    over: tuple[str, ...] = ()
+    changes: Mapping[str, Mapping[str, Change]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -152,15 +153,18 @@ def aggregate(experiment: Experiment, jobs: Sequence[Job], cards: Mapping[str, C
     values = _values(jobs, cards, attack)
     over = {row.label: row.over for row in experiment.rows}
     names = {row.label: row.published or row.label for row in experiment.rows}
-    printed = experiment.published(attack) if experiment.vary is None else {}
+    printed = experiment.published(attack)
     lines = []
     for place in dict.fromkeys((job.row, job.point) for job in jobs):
         row, point = place
         mine = values.get(place, {})
         expected = [job.seed for job in jobs if (job.row, job.point) == place]
-        base = over[row]
-        theirs = values.get((base, point)) or values.get((base, None)) or {} if base is not None else {}
-        own, other = printed.get(names[row], {}), printed.get(names.get(base or "", ""), {})
+        shown = printed if _is_published(experiment, point) else {}
+        own = shown.get(names[row], {})
+        changes = {}
+        for base in over[row]:
+            theirs = values.get((base, point)) or values.get((base, None)) or {}
+            changes[base] = _changes(mine, theirs, own, shown.get(names[base], {}))
         lines.append(
             Line(
                 row,
@@ -169,8 +173,8 @@ def aggregate(experiment: Experiment, jobs: Sequence[Job], cards: Mapping[str, C
                 tuple(seed for seed in expected if seed not in mine),
                 {key: spread(found) for key in _KEYS if (found := [v[key] for v in mine.values() if key in v])},
                 dict(own),
-                base,
-                {key: change for key in _KEYS if (change := _change(mine, theirs, key, own, other)) is not None},
+                over[row],
+                {base: found for base, found in changes.items() if found},
             )
         )
     return tuple(lines)
@@ -179,13 +183,14 @@ def aggregate(experiment: Experiment, jobs: Sequence[Job], cards: Mapping[str, C
 def average(lines: Sequence[Line]) -> Average | None:
     """Means over the pairs that are there; ``None`` where there are fewer than two.
 
-    A row counts where both it and the row it is compared with have cards.
+    A row counts where both it and the row it is compared with have cards, and once for each such row.
     """
     by_place = {(line.row, line.point): line for line in lines}
     pairs = [
-        (by_place[line.over, line.point], line)
+        (by_place[base, line.point], line)
         for line in lines
-        if line.over is not None and line.figures and (line.over, line.point) in by_place
+        for base in line.over
+        if line.figures and (base, line.point) in by_place
     ]
     pairs = [(without, with_it) for without, with_it in pairs if without.figures]
     if len(pairs) < 2:
@@ -216,6 +221,17 @@ def _values(jobs: Sequence[Job], cards: Mapping[str, Card], attack: str) -> dict
         known = {key: value for key, value in figures.items() if value is not None}
         found.setdefault((job.row, job.point), {})[job.seed] = known
     return found
+
+
+def _is_published(experiment: Experiment, point: Value | None) -> bool:
+    """Whether the paper's figures are of this point."""
+    if experiment.vary is None:
+        return True
+    return experiment.vary.published is not None and point in (None, experiment.vary.published)
+
+
+def _changes(mine: _BySeed, theirs: _BySeed, own: Mapping[str, float], other: Mapping[str, float]) -> dict[str, Change]:
+    return {key: change for key in _KEYS if (change := _change(mine, theirs, key, own, other)) is not None}
 
 
 def _change(

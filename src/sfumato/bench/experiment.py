@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sfumato.arguments import from_pydantic
 from sfumato.audit.settings import DataSettings, Evaluation, ModelSettings, read_yaml
@@ -21,6 +21,15 @@ Plot = Literal["accuracy_mse", "entropy_mse", "pictures"]
 Value = str | int | float
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _as_labels(given: Any) -> Any:
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, str) else given
+
+
+Labels = Annotated[tuple[str, ...], BeforeValidator(_as_labels)]
 
 
 class _Part(BaseModel):
@@ -66,6 +75,8 @@ class Vary(_Part):
     """For each size, what the field is set to."""
     symbol: str = ""
     """What people call it, such as ``σ``; by default the field's name."""
+    published: Value | None = None
+    """The value that the paper's figures are of; without it they stand beside no row."""
 
 
 class Row(_Part):
@@ -75,8 +86,8 @@ class Row(_Part):
     """What the table calls it."""
     defense: str | dict[str, Any]
     """A recipe's name, or a mapping with the key ``recipe``, ``part`` or ``chain``, as in an audit's settings."""
-    over: str | None = None
-    """Label of the row that this one is compared with: the same without what it adds."""
+    over: Labels = ()
+    """Labels of the rows that this one is compared with, in the order of the tables; a single one needs no list."""
     at: dict[SizeName, dict[str, Value]] = {}
     """For a size, arguments of the defense that differ there; those of its parts as ``noise.sigma``."""
     settings: dict[str, Any] = {}
@@ -121,9 +132,7 @@ class Experiment(_Part):
         for i, row in enumerate(self.rows):
             if row.label in labels[:i]:
                 errors.append(InputError(f"rows[{i}].label", row.label, "a label that occurs once"))
-            others = [label for label in labels if label != row.label]
-            if row.over is not None and row.over not in others:
-                errors.append(InputError(f"rows[{i}].over", row.over, f"the label of another row: {one_of(others)}"))
+            errors += _wrong_comparisons(f"rows[{i}].over", row, labels)
             if row.published is not None and row.published not in printed:
                 errors.append(InputError(f"rows[{i}].published", row.published, one_of(printed, row.published)))
             unknown = [size for size in row.at if size not in self.sizes]
@@ -134,6 +143,10 @@ class Experiment(_Part):
         errors = []
         if self.vary is not None and set(self.vary.values) != set(self.sizes):
             errors.append(InputError("vary.values", sorted(self.vary.values), f"each of {', '.join(self.sizes)}"))
+        if self.vary is not None and self.vary.published is not None:
+            swept = list(dict.fromkeys(value for values in self.vary.values.values() for value in values))
+            if self.vary.published not in swept:
+                errors.append(InputError("vary.published", self.vary.published, one_of(map(str, swept))))
         if "entropy_mse" in self.plots and self.theory is None:
             errors.append(InputError("theory", self.theory, "a name in a card's theory, for the plot entropy_mse"))
         return errors
@@ -143,6 +156,15 @@ class Experiment(_Part):
         if self.reference is None or self.reference.dataset is None:
             return {}
         return figures(self.reference.paper, self.reference.dataset, attack)
+
+
+def _wrong_comparisons(field: str, row: Row, labels: Sequence[str]) -> Iterator[InputError]:
+    others = [label for label in labels if label != row.label]
+    for i, label in enumerate(row.over):
+        if label not in others:
+            yield InputError(field, label, f"the label of another row: {one_of(others)}")
+        elif label in row.over[:i]:
+            yield InputError(field, label, "each row once")
 
 
 def experiments() -> dict[str, Experiment]:

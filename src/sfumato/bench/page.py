@@ -96,13 +96,12 @@ def draw(result: Result, kind: Plot) -> Drawing | None:
     table = result.main
     if table is None:
         return None
-    over = {row.label: row.over for row in result.experiment.rows}
     if kind == "pictures":
         return plots.pictures(_first_cards(result), table.attack)
     rows = _accuracy_dots(result, table.lines) if kind == "accuracy_mse" else _entropy_dots(result, table.attack)
     if not rows:
         return None
-    series = plots.series_of(rows, over)
+    series = plots.series_of(rows, {row.label: row.over for row in result.experiment.rows})
     return plots.accuracy_mse(series) if kind == "accuracy_mse" else plots.entropy_mse(series)
 
 

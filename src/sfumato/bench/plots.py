@@ -211,11 +211,12 @@ def _pixels(png: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
 
 
-def series_of(rows: Mapping[str, tuple[Dot, ...]], over: Mapping[str, str | None]) -> list[Series]:
-    """Series from rows' points; a row and the only one that is compared with it look alike."""
-    bases = {label: over.get(label) for label in rows if over.get(label) in rows}
-    followers = Counter(bases.values())
-    partner = {label: base for label, base in bases.items() if followers[base] == 1 and base not in bases}
+def series_of(rows: Mapping[str, tuple[Dot, ...]], over: Mapping[str, Sequence[str]]) -> list[Series]:
+    """Series from rows' points; a row and the only one that is compared with it, and with it alone, look alike."""
+    there = {label: [base for base in over.get(label, ()) if base in rows] for label in rows}
+    followers = Counter(base for bases in there.values() for base in bases)
+    alone = {label: bases[0] for label, bases in there.items() if len(bases) == 1}
+    partner = {label: base for label, base in alone.items() if followers[base] == 1 and not there[base]}
     looks: dict[str, int] = {}
     for label in rows:
         if label not in partner:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from types import MappingProxyType
 from typing import Literal
@@ -19,11 +19,19 @@ class Paper:
 
     Args:
         citation: Who, what, where.
-        note: What one should know before comparing with them.
+        note: What one should know before comparing with any of them.
+        notes: Likewise for single data sets, by their names in the packaged figures.
     """
 
     citation: str
     note: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def note_on(self, dataset: str | None) -> str:
+        """What one should know before comparing with the figures of a data set; empty without one."""
+        if dataset is None:
+            return ""
+        return f"{self.note} {self.notes.get(dataset, '')}".strip()
 
 
 PAPERS: Mapping[PaperName, Paper] = MappingProxyType(
@@ -31,8 +39,13 @@ PAPERS: Mapping[PaperName, Paper] = MappingProxyType(
         "cem": Paper(
             "Xia et al., Theoretical Insights in Model Inversion Robustness and Conditional Entropy Maximization for "
             "Collaborative Inference Systems, CVPR 2025",
-            "Figures as printed. In CIFAR-100's last row the two attacks' PSNRs do not fit their MSEs; they seem to be "
-            "exchanged.",
+            "Figures as printed.",
+            MappingProxyType(
+                {
+                    "cifar100": "In CIFAR-100's last row the two attacks' PSNRs do not fit their MSEs; they seem to be "
+                    "exchanged."
+                }
+            ),
         ),
         "gated-attention": Paper(
             "Zhang, Investigation of Defense Mechanisms against Model Inversion Attacks (project proposal), University "

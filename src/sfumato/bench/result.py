@@ -44,10 +44,12 @@ class Entropy:
     Attributes:
         all: Over every card.
         by_seed: Spearman's ρ with each seed alone; ``None`` where it is not defined for any.
+        by_row: Row's label to the correlation along its curve, over its cards of all seeds.
     """
 
     all: Correlation
     by_seed: Spread | None
+    by_row: Mapping[str, Correlation]
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _matched(
     if experiment.vary is None:
         return {}
     curves = _curves(jobs, cards, attack)
-    pairs = [(row.label, row.over) for row in experiment.rows if row.over is not None]
+    pairs = [(row.label, over) for row in experiment.rows for over in row.over]
     return {
         (label, over): match_seeds(curves[over], curves[label])
         for label, over in pairs
@@ -148,10 +150,18 @@ def _curves(jobs: Sequence[Job], cards: Mapping[str, Card], attack: str) -> dict
 
 def _entropy(experiment: Experiment, jobs: Sequence[Job], cards: Mapping[str, Card], attack: str) -> Entropy:
     found = entropies(experiment, jobs, cards, attack)
-    alone = [
-        rank_correlation([h for j, h, _ in found if j.seed == seed], [m for j, _, m in found if j.seed == seed]).rho
-        for seed in dict.fromkeys(job.seed for job in jobs)
-    ]
-    known = [rho for rho in alone if rho is not None]
-    together = rank_correlation([h for _, h, _ in found], [m for _, _, m in found])
-    return Entropy(together, spread(known) if known else None)
+    by_seed: dict[int, list[tuple[float, float]]] = {}
+    by_row: dict[str, list[tuple[float, float]]] = {}
+    for job, entropy, error in found:
+        by_seed.setdefault(job.seed, []).append((entropy, error))
+        by_row.setdefault(job.row, []).append((entropy, error))
+    known = [rho for points in by_seed.values() if (rho := _correlation(points).rho) is not None]
+    return Entropy(
+        _correlation([(entropy, error) for _, entropy, error in found]),
+        spread(known) if known else None,
+        {row: _correlation(points) for row, points in by_row.items()},
+    )
+
+
+def _correlation(points: Sequence[tuple[float, float]]) -> Correlation:
+    return rank_correlation([first for first, _ in points], [second for _, second in points])

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import yaml
 
 from sfumato.bench.aggregate import FIGURES, Change, Figure, Line, Spread
-from sfumato.bench.curves import Matched
+from sfumato.bench.curves import Correlation, Matched
 from sfumato.bench.expansion import point_label
 from sfumato.bench.experiment import packaged_names
 from sfumato.bench.published import PAPERS
@@ -25,8 +25,9 @@ def head(result: Result) -> Iterator[str]:
     if experiment.description:
         yield filled(experiment.description)
     if experiment.reference is not None:
-        paper = PAPERS[experiment.reference.paper]
-        yield filled(f"Original: {paper.citation}; {experiment.reference.place}. {paper.note}")
+        reference = experiment.reference
+        paper = PAPERS[reference.paper]
+        yield filled(f"Original: {paper.citation}; {reference.place}. {paper.note_on(reference.dataset)}")
     yield filled(_state(result))
 
 
@@ -53,7 +54,7 @@ def averages(result: Result) -> Iterator[str]:
     if table is None or table.average is None:
         return
     mean = table.average
-    yield f"Averages over {mean.rows} rows without and with what is added:"
+    yield f"Averages over {mean.rows} pairs of rows, without and with what is added:"
     header = ["", *(figure.title for figure in FIGURES)]
     lines = [
         ["without", *(_plain(figure, mean.without) for figure in FIGURES)],
@@ -103,6 +104,9 @@ def entropy(result: Result) -> Iterator[str]:
         f"{fixed(found.all.rho, 3)} over {those} (p = {found.all.p_value:.2g}).{each} The entropy is minus "
         f"`{result.experiment.theory}`, so it is known up to the entropy of the images, which no model changes."
     )
+    if len(found.by_row) > 1:
+        yield "Along each row’s own curve, over all its seeds:"
+        yield markdown(["row", "models", "ρ", "p"], [_correlated(row, one) for row, one in found.by_row.items()])
 
 
 def doubts(result: Result) -> Iterator[str]:
@@ -222,17 +226,19 @@ def _changes(result: Result, table: Table) -> str:
     if not lines:
         return ""
     shown = [("accuracy", "accuracy (points)"), ("mse_train", "MSE, train"), ("mse_test", "MSE, test")]
-    with_paper = any(c.published is not None for line in lines for c in line.changes.values())
+    every = [change for line in lines for found in line.changes.values() for change in found.values()]
+    with_paper = any(change.published is not None for change in every)
     header = ["row", "compared with"]
     for _, title in shown:
         header += [title, *(["paper"] if with_paper else [])]
     body = []
     for line in lines:
-        cells = [_name(result, line), escaped(line.over or "")]
-        for key, _ in shown:
-            ours, theirs = _change(key, line.changes.get(key))
-            cells += [ours, *([theirs] if with_paper else [])]
-        body.append(cells)
+        for over, found in line.changes.items():
+            cells = [_name(result, line), escaped(over)]
+            for key, _ in shown:
+                ours, theirs = _change(key, found.get(key))
+                cells += [ours, *([theirs] if with_paper else [])]
+            body.append(cells)
     return markdown(header, body, texts=2)
 
 
@@ -245,6 +251,11 @@ def _change(key: str, change: Change | None) -> tuple[str, str]:
     paper = MISSING if change.published_ratio is None else f"{100 * change.published_ratio:+.1f} %"
     ours = MISSING if change.ratio is None else f"{_spread(change.ratio, 1, 100, sign=True)} %"
     return ours, paper
+
+
+def _correlated(row: str, found: Correlation) -> list[str]:
+    p_value = MISSING if found.p_value is None else f"{found.p_value:.2g}"
+    return [escaped(row), str(found.count), fixed(found.rho, 3), p_value]
 
 
 def _matched_line(row: str, over: str, found: Matched) -> list[str]:
