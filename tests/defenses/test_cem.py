@@ -308,6 +308,24 @@ def test_silent_in_the_first_epoch() -> None:
     assert set(bound.losses(context(z.float(), y, epoch=1))) == {"cem"}
 
 
+def test_the_mixture_follows_the_features_into_every_epoch() -> None:
+    """One component a class: each refresh finds the class's mean and mean variance exactly, wherever features went."""
+    bound = bound_cem(CEM(components=1)).double()
+    for index in range(1, 5):
+        z, y = sample(60, index)
+        z = z * index + 10 * index
+
+        def features(z: Tensor = z, y: Tensor = y) -> Iterator[tuple[Tensor, Tensor]]:
+            return iter(zip(z.split(32), y.split(32)))
+
+        bound.epoch_start(Epoch(index, 5, features, seeded()))
+        for c in range(K):
+            own = z[y == c].flatten(1)
+            torch.testing.assert_close(bound.mixture.means[c, 0], own.mean(0))
+            variance = own.var(0, correction=0).mean()
+            torch.testing.assert_close(bound.mixture.covariances[c, 0], variance)
+
+
 def test_it_measures_the_clean_feature() -> None:
     bound = refreshed(CEM(schedule="constant", weight=1.0))
     z, y = sample(10)  # the context's sent feature is 77 everywhere

@@ -120,7 +120,17 @@ class TestSize:
 
     @pytest.mark.parametrize(
         ("at", "total", "index"),
-        [(0.75, 240, 180), (0.75, 4, 3), (0.5, 5, 2), (0.0, 9, 0), (0.99, 10, 9), (0.75, 1, 0)],
+        [
+            (0.75, 240, 180),
+            (0.75, 4, 3),
+            (0.75, 5, 4),
+            (0.2, 6, 1),
+            (0.29, 100, 29),
+            (0.5, 5, 2),
+            (0.0, 9, 0),
+            (0.99, 10, 9),
+            (0.75, 1, 0),
+        ],
     )
     def test_when(self, at: float, total: int, index: int) -> None:
         bound, model = bound_to(chain(Bottleneck(4), Prune(at, keep=0.5)))

@@ -17,7 +17,8 @@ from sfumato.defenses import Bottleneck, Context, FusedAttention, GatedAttention
 from sfumato.defenses.schedule import pressure
 from sfumato.defenses.surrogate import BoundSurrogate, Surrogate
 from sfumato.errors import InputError
-from sfumato.information import GatedPooling, effective_sample_size
+from sfumato.information import GatedPooling, SlotReadout, effective_sample_size
+from sfumato.information.running import ClassAverage
 from sfumato.models import Feature, SplitModel
 from sfumato.training import Plan, Runtime, SplitJob, Training, fit, make_fabric
 
@@ -26,6 +27,8 @@ SPECS: dict[str, Surrogate] = {
     spec.name: spec for spec in (GatedAttention(hidden=5), SlotAttention(hidden=5), FusedAttention(hidden=5))
 }
 every = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+gated = pytest.mark.parametrize("spec", [SPECS["gated_attention"], SPECS["fused_attention"]], ids=lambda s: s.name)
+slotted = pytest.mark.parametrize("spec", [SPECS["slot_attention"], SPECS["fused_attention"]], ids=lambda s: s.name)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -52,6 +55,12 @@ def bound_to(spec: Surrogate, variance: float = 0.04, classes: int = K) -> Bound
 def sample(n: int, seed: int = 0, classes: int = K) -> tuple[Tensor, Tensor]:
     z = torch.randn(n, 2, 1, 3, generator=seeded(seed), dtype=torch.float64)
     return z, torch.arange(n) % classes
+
+
+def inner(bound: BoundSurrogate, kind: type[Any]) -> Any:
+    """The one module of that kind in it."""
+    (found,) = (module for module in bound.modules() if isinstance(module, kind))
+    return found
 
 
 def context(z: Tensor, y: Tensor, *, epoch: int = 1, lr: float = 0.001) -> Context:
@@ -118,6 +127,84 @@ def test_loss_moves_features_and_player_moves_the_attention(spec: Surrogate) -> 
     optimizer.step()
     assert all(not torch.equal(value, before[name]) for name, value in bound.named_parameters())
     assert all(torch.equal(value, buffers[name]) for name, value in bound.named_buffers())
+
+
+@every
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_momentum_is_that_of_all_averages(spec: Surrogate, momentum: float) -> None:
+    """Batches of 12 and of 4 features: their part in a class's average is m·4 to 2, 1 and 1."""
+    bound, batches = bound_to(replace(spec, momentum=momentum)), [sample(12, 1), sample(4, 2)]
+    for z, y in batches:
+        bound.rate(z, y, generator=seeded())
+    averages = [module for module in bound.modules() if isinstance(module, ClassAverage)]
+    assert len(averages) == {"gated_attention": 4, "slot_attention": 6, "fused_attention": 8}[spec.name]
+    assert all(average.mass.tolist() == [momentum * 4 + n for n in (2, 1, 1)] for average in averages)
+    for c, n in enumerate((2, 1, 1)):
+        first, second = (z[y == c].flatten(1).mean(0) for z, y in batches)
+        expected = (momentum * 4 * first + n * second) / (momentum * 4 + n)
+        torch.testing.assert_close(bound.centers.value[c], expected)
+
+
+@gated
+def test_objectives_pull_the_gated_attention_in_opposite_directions(spec: Surrogate) -> None:
+    ctx, gradients = context(*sample(12)), {}
+    for objective in ("adversarial", "joint"):
+        bound = bound_to(replace(spec, objective=objective))  # type: ignore[call-arg]
+        (player,) = bound.players()
+        player.loss(ctx).backward()
+        pooling = inner(bound, GatedPooling)
+        gradients[objective] = {name: p.grad for name, p in pooling.named_parameters()}
+        before = pooling.variance(ctx.z_clean.flatten(1), ctx.y, side="attention").log().mean().detach()
+        with torch.no_grad():
+            for parameter in pooling.parameters():
+                parameter -= 0.01 * parameter.grad
+        after = pooling.variance(ctx.z_clean.flatten(1), ctx.y, side="attention").log().mean().detach()
+        assert (after > before) == (objective == "adversarial")
+    for name, gradient in gradients["joint"].items():
+        assert gradient.any()
+        torch.testing.assert_close(gradient, -gradients["adversarial"][name])
+
+
+@gated
+def test_uniform_is_the_least_share(spec: Surrogate) -> None:
+    z, y = sample(12)
+    even = torch.full((12,), 0.25, dtype=torch.float64)
+    softmax = inner(bound_to(replace(spec, uniform=0.0)), GatedPooling).weights(z.flatten(1), y)  # type: ignore[call-arg]
+    mixed = inner(bound_to(replace(spec, uniform=0.75)), GatedPooling).weights(z.flatten(1), y)  # type: ignore[call-arg]
+    assert not torch.allclose(softmax, even)
+    torch.testing.assert_close(mixed, 0.25 * softmax + 0.75 * even)
+
+
+@slotted
+def test_iterations_are_rounds_of_slot_attention(spec: Surrogate) -> None:
+    """Two rounds are one, and another that starts where it ended; no number of them is the default one."""
+    once, twice, four = (
+        inner(bound_to(replace(spec, iterations=n)), SlotReadout).attention  # type: ignore[call-arg]
+        for n in (1, 2, 4)
+    )
+    x, y = torch.randn(12, 5, generator=seeded(4), dtype=torch.float64), torch.arange(12) % K
+    slots = once.start
+    for rounds in range(1, 5):
+        slots = once(x, y, slots - once.start)
+        for number, attention in ((2, twice), (4, four)):
+            assert torch.allclose(attention(x, y), slots, atol=1e-6) == (number == rounds)
+
+
+@slotted
+def test_slots_and_their_noise(spec: Surrogate) -> None:
+    seen: list[Tensor | None] = []
+    for deviation in (0.0, 0.7):
+        bound, (z, y) = bound_to(replace(spec, slots=3, slot_noise=deviation)), sample(12)  # type: ignore[call-arg]
+        attention = inner(bound, SlotReadout).attention
+        attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
+        bound.rate(z, y, generator=seeded(6))
+        (player,) = bound.players()
+        player.loss(replace(context(z, y), generator=seeded(6)))
+        assert attention.start.shape == (K, 3, 5)
+    drawn = 0.7 * torch.randn(K, 3, 5, generator=seeded(6), dtype=torch.float64)
+    assert seen[:2] == [None, None]
+    assert len(seen) == 4
+    assert all(noise is not None and torch.equal(noise, drawn) for noise in seen[2:])
 
 
 @every

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfumato.data import ImageSet
+from sfumato.information import ClassMixture
 from sfumato.metrics import theory
 from sfumato.models import Feature, SplitModel
 
@@ -41,6 +42,54 @@ def test_rate_of_known_features() -> None:
     assert exact - 1.5 < found["mixture_rate_nats"] < exact + math.log(5)
     assert found["mixture_rate_nats_per_dimension"] == pytest.approx(found["mixture_rate_nats"] / 9)
     assert 0.3 < found["feature_utility"] <= 1
+
+
+def ten_groups(first: Tensor, labels: Tensor) -> ImageSet:
+    """Images with those values (N,) in the first patch and 100 in the others."""
+    values = torch.full((len(first), 1, 3, 3), 100, dtype=torch.uint8)
+    values[:, 0, 0, 0] = first.to(torch.uint8)
+    return ImageSet(values.repeat_interleave(4, 2).repeat_interleave(4, 3), labels, ("a", "b"))
+
+
+def test_rate_of_components_that_spread_in_one_dimension() -> None:
+    """Ten equal groups at distance 25, each ±2 in one dimension of nine: R = log 10 + ½·log(1 + (2/255)²/σ²).
+
+    With one variance for all nine dimensions it would be log 10 + 4.5·log(1 + (2/255)²/9/σ²).
+    """
+    group = torch.arange(1000) % 10
+    aside = 4 * (torch.arange(1000) // 10 % 2) - 2
+    noise = 0.002**2
+    found = theory(made(noise), ten_groups(10 + 25 * group + aside, group % 2), generator=seeded(1))
+    growth = (2 / 255) ** 2 / noise
+    assert found["mixture_rate_nats"] == pytest.approx(math.log(10) + 0.5 * math.log(1 + growth), rel=1e-3)
+
+
+@pytest.mark.parametrize("deviation", [0.05, 4.0])
+def test_utility_of_ten_points(deviation: float) -> None:
+    """Ten points on a line, 1.5 standard deviations of the noise apart, against a quadrature."""
+    group = torch.arange(2000) % 10
+    split = made(deviation**2, 1.5 * deviation * 255 / 25)
+    found = theory(split, ten_groups(10 + 25 * group, group % 2), generator=seeded(1))
+    grid = torch.linspace(-8, 8 + 13.5, 20_001, dtype=torch.float64).unsqueeze(1)
+    densities = torch.exp(-(grid - 1.5 * torch.arange(10)).square() / 2) / math.sqrt(2 * math.pi)
+    exact = float(torch.trapezoid((densities.square().sum(1) / densities.sum(1)), grid.squeeze(1))) / 10
+    assert 0.4 < exact < 0.7
+    assert found["feature_utility"] == pytest.approx(exact, abs=0.03)  # a thousand draws
+
+
+def test_the_mixture_is_fitted_in_four_passes() -> None:
+    images = two_classes(1000)
+    found = theory(made(0.05**2), images, generator=seeded(1))["mixture_rate_nats"]
+    generator = seeded(1)
+    chosen = images.select(torch.randperm(1000, generator=generator))
+    z = chosen.images[:, 0, ::4, ::4].flatten(1) / 255
+    mixture = ClassMixture(2, 5, 9, "diagonal")
+    rates = []
+    for _ in range(6):
+        mixture.refresh(lambda: iter([(z, chosen.labels)]), generator=generator)
+        rates.append(mixture.rate(0.05**2))
+    assert found == pytest.approx(rates[3], abs=1e-5)
+    assert min(abs(found - rate) for i, rate in enumerate(rates) if i != 3) > 1e-3
 
 
 def test_more_noise_lowers_rate_and_utility() -> None:

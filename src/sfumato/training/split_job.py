@@ -76,7 +76,6 @@ class SplitJob:
         self._seed, self._runtime = seed, runtime
         self._generator = runtime.generator(seed)
         self._steps = steps_per_epoch(len(images), training.batch_size, runtime.fabric.world_size)
-        self._changed: list[int] = []
         self._set_up(split.to(runtime.device))
         self._players = [_Turn(player, runtime.fabric) for player in defense.players()]
 
@@ -94,7 +93,6 @@ class SplitJob:
         """
         change = self.defense.epoch_start(self._epoch(epoch))
         if change is not None:
-            self._changed.append(epoch)
             self._rebuild(change)
         self._objective.train()
         set_generator(self._objective, self._generator)
@@ -148,7 +146,6 @@ class SplitJob:
             "schedule": self._schedule.state_dict(),
             "players": [turn.optimizer.state_dict() for turn in self._players],
             "generator": self._generator.get_state(),
-            "changed": list(self._changed),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -159,7 +156,6 @@ class SplitJob:
         for turn, saved in zip(self._players, state["players"], strict=True):
             load_optimizer(turn.optimizer, saved)
         self._generator.set_state(state["generator"].clone())
-        self._changed = list(state["changed"])
         # A checkpoint from inside an epoch is resumed without another epoch_start.
         self._objective.train()
         set_generator(self._objective, self._generator)
