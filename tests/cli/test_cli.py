@@ -294,11 +294,14 @@ BAD = {
     "attack argument": (["audit", "--attacks", '{"attack": "decoder", "widht": 2}'], "did you mean width?"),
     "attack value": (["audit", "--attacks", '{"attack": "decoder", "epochs": 0}'], "decoder.epochs: got 0"),
     "unknown backbone": (["audit", "--model.backbone", "vgg12"], "did you mean"),
-    "unknown cut": (["audit", "--model.cut", "conv99"], "sfumato: model.cut: got 'conv99'; accepted: one of conv1"),
+    "unknown cut": (
+        ["audit", "--model.cut", "conv99"],
+        "sfumato: model.cut: got 'conv99'; accepted: did you mean conv8? one of conv1",
+    ),
     "width": (["audit", "--model.width", "0"], "model.width"),
     "epochs": (["audit", "--training.epochs", "0"], "training.epochs: got '0'"),
     "not a number": (["audit", "--training.lr", "fast"], "training.lr: got 'fast'"),
-    "schedule": (["audit", "--training.schedule", "stepp"], "(did you mean step?)"),
+    "schedule": (["audit", "--training.schedule", "stepp"], "accepted: did you mean step? one of "),
     "channels": (["audit", "--data.channels", "2"], "data.channels: got '2'; accepted: one of 1, 3"),
     "data path": (["audit", "--data.source", "./nowhere/at/all"], "data.source: got './nowhere/at/all'"),
     "no card": (["report", "nothing.json"], "nothing.json"),
@@ -323,6 +326,14 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, monkeypatch, caps
     assert err.startswith("sfumato: ")
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+@pytest.mark.parametrize("beside", [[], ["none"]])
+@pytest.mark.parametrize("flag", ["defenses", "attacks"])
+def test_a_mapping_that_is_no_json_is_told_by_its_field_alone(flag, beside, capsys):
+    assert run(["audit", f"--{flag}", *beside, "{recipe: noise}"]) == 2
+    expected = f'sfumato: {flag}: got \'{{recipe: noise}}\'; accepted: a name, or JSON such as {{"recipe": "noise"}} ('
+    assert capsys.readouterr().err.startswith(expected)
 
 
 @pytest.mark.parametrize(
