@@ -65,7 +65,7 @@ def test_bugs_inside_the_function_are_no_input_errors() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"color": "red", "layrs": 3}, r"^f.layrs: got 3; accepted: one of .*did you mean layers\?"),
+        ({"color": "red", "layrs": 3}, r"^f.layrs: got 3; accepted: did you mean layers\? one of "),
         ({}, r"^f.color: got 'nothing'; accepted: a value$"),
         ({"color": "red", "layers": 2.5}, r"^f.layers: got 2.5; accepted: a valid integer"),
         ({"color": "red", "layers": "many"}, r"^f.layers: got 'many'; accepted: a valid integer"),

@@ -81,7 +81,7 @@ def test_together_and_raise_all() -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("niose", "one of dropout, noise (did you mean noise?)"),
+        ("niose", "did you mean noise? one of dropout, noise"),
         ("zzz", "one of dropout, noise"),
         (None, "one of dropout, noise"),
         (3, "one of dropout, noise"),

@@ -67,12 +67,12 @@ def one_of(names: Iterable[str], given: object = None) -> str:
     """Describe a choice for :class:`InputError`, with the nearest name first if one is close.
 
     >>> one_of(["noise", "dropout"], "niose")
-    'one of dropout, noise (did you mean noise?)'
+    'did you mean noise? one of dropout, noise'
     """
     names = sorted(names)
     text = f"one of {', '.join(names)}"
     near = difflib.get_close_matches(str(given), names, n=1) if given is not None else []
-    return f"{text} (did you mean {near[0]}?)" if near else text
+    return f"did you mean {near[0]}? {text}" if near else text
 
 
 def _shorten(value: object, limit: int = 120) -> str:

@@ -102,7 +102,7 @@ def test_only_some_rows():
     experiment = parse_experiment(SWEPT)
     assert {job.row for job in expand(experiment, "small", only=["none", "noise"])} == {"none", "noise"}
     assert errors_of(experiment, only=["nois"]) == [
-        "only: got 'nois'; accepted: one of noise, noise+CEM, none (did you mean noise?)"
+        "only: got 'nois'; accepted: did you mean noise? one of noise, noise+CEM, none"
     ]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,12 +15,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 
 from sfumato.audit import Card, load_settings, preset
 from sfumato.audit.settings import PRESETS as AUDITS
 from sfumato.audit.settings import Settings
 from sfumato.cli import run
-from sfumato.cli.catalogue import CATALOGUE
+from sfumato.cli.catalogue import CATALOGUE, as_table
 from sfumato.data import PRESETS
 from sfumato.errors import StorageError
 from sfumato.models import BACKBONES, build, split
@@ -161,13 +163,54 @@ def test_list(kind, capsys):
 
 
 def listed(kind, capsys, monkeypatch):
-    """Rows by name as JSON, and the table's text without frames, spaces and line ends."""
-    monkeypatch.setenv("COLUMNS", "250")
+    """Rows by name as JSON, and the text on 80 columns without spaces and line ends."""
+    monkeypatch.setenv("COLUMNS", "80")
     assert run(["list", kind, "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)[kind]}
     assert run(["list", kind]) == 0
-    columns = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    return rows, "".join("".join(column) for column in zip(*columns, strict=True)).replace(" ", "")
+    return rows, "".join(capsys.readouterr().out.split())
+
+
+def words_in(value):
+    if isinstance(value, dict):
+        return [word for pair in value.items() for part in pair for word in words_in(part)]
+    text = " ".join(value) if isinstance(value, list) else str(value)
+    return [word for word in re.split(r"[\s:,]+", text) if word]
+
+
+@pytest.mark.parametrize("kind", list(CATALOGUE))
+@pytest.mark.parametrize("width", [80, 50])
+def test_list_is_a_block_per_entry_with_every_word_whole(kind, width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert run(["list", kind]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    rows = CATALOGUE[kind]()
+    assert [line.split("  ")[0] for line in lines[1:] if line[:1].strip()] == [row["name"] for row in rows]
+    for row, block in zip(rows, "\n".join(lines[1:]).split("\n\n"), strict=True):
+        head, *rest = block.strip("\n").splitlines()
+        assert head.startswith(f"{row['name']}  {row['what'].split()[0]}")
+        fields = [line.strip().partition(":")[0] for line in rest if re.match(r"  \S", line)]
+        assert fields == [name for name, value in row.items() if name not in ("name", "what") and value != ""]
+        shown = re.split(r"[\s:,]+", block)
+        cells = {name: value for name, value in row.items() if name not in ("name", "sets") and value != ""}
+        told = {word for cell in cells.items() for part in cell for word in words_in(part)}
+        assert told <= {*shown, "what"}
+
+
+def test_list_breaks_a_word_only_where_it_is_wider_than_the_terminal():
+    console = Console(width=20, file=io.StringIO())
+    hub_id = "somebody/a-data-set-of-faces"
+    console.print(as_table("data", [{"name": "faces", "what": "[faces]", "hub": hub_id[:16], "long": hub_id}]))
+    text = console.file.getvalue()
+    lines = [line.rstrip() for line in text.splitlines()[1:]]
+    assert lines == ["faces  [faces]", "  hub:", f"    {hub_id[:16]}", f"  long: {hub_id[:12]}", f"    {hub_id[12:]}"]
+
+
+def test_runs_are_listed_by_their_first_column_and_an_empty_mapping_is_none():
+    console = Console(width=80, file=io.StringIO())
+    console.print(as_table("runs", [{"defense": "cem", "run": "runs/1", "epoch": 0, "set": {}, "why": ""}]))
+    assert console.file.getvalue().splitlines()[1:] == ["cem", "  run: runs/1", "  epoch: 0", "  set: none"]
 
 
 def test_list_data_says_where_from_on_what_terms_and_what_is_done_to_it(capsys, monkeypatch):
@@ -201,8 +244,8 @@ def test_list_presets_says_what_they_set(capsys, monkeypatch):
     rows, table = listed("presets", capsys, monkeypatch)
     assert {name: row["sets"] for name, row in rows.items()} == {name: preset(name) for name in AUDITS}
     for words in (
-        "training={epochs:16,batch_size:64,",
-        "=[none,bottleneck,",
+        "training:{epochs:16,batch_size:64,",
+        ":[none,bottleneck,",
         "{recipe:cem,sigma:0.25,label:cem}",
         "victims:50000",
     ):
@@ -291,11 +334,14 @@ BAD = {
     "attack argument": (["audit", "--attacks", '{"attack": "decoder", "widht": 2}'], "did you mean width?"),
     "attack value": (["audit", "--attacks", '{"attack": "decoder", "epochs": 0}'], "decoder.epochs: got 0"),
     "unknown backbone": (["audit", "--model.backbone", "vgg12"], "did you mean"),
-    "unknown cut": (["audit", "--model.cut", "conv99"], "sfumato: model.cut: got 'conv99'; accepted: one of conv1"),
+    "unknown cut": (
+        ["audit", "--model.cut", "conv99"],
+        "sfumato: model.cut: got 'conv99'; accepted: did you mean conv8? one of conv1",
+    ),
     "width": (["audit", "--model.width", "0"], "model.width"),
     "epochs": (["audit", "--training.epochs", "0"], "training.epochs: got '0'"),
     "not a number": (["audit", "--training.lr", "fast"], "training.lr: got 'fast'"),
-    "schedule": (["audit", "--training.schedule", "stepp"], "(did you mean step?)"),
+    "schedule": (["audit", "--training.schedule", "stepp"], "accepted: did you mean step? one of "),
     "channels": (["audit", "--data.channels", "2"], "data.channels: got '2'; accepted: one of 1, 3"),
     "data path": (["audit", "--data.source", "./nowhere/at/all"], "data.source: got './nowhere/at/all'"),
     "no card": (["report", "nothing.json"], "nothing.json"),
@@ -320,6 +366,14 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, monkeypatch, caps
     assert err.startswith("sfumato: ")
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+@pytest.mark.parametrize("beside", [[], ["none"]])
+@pytest.mark.parametrize("flag", ["defenses", "attacks"])
+def test_a_mapping_that_is_no_json_is_told_by_its_field_alone(flag, beside, capsys):
+    assert run(["audit", f"--{flag}", *beside, "{recipe: noise}"]) == 2
+    expected = f'sfumato: {flag}: got \'{{recipe: noise}}\'; accepted: a name, or JSON such as {{"recipe": "noise"}} ('
+    assert capsys.readouterr().err.startswith(expected)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,16 @@ def test_truncated_images_are_named(kind: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_what_is_no_image_at_all_is_told_without_pillows_words(tmp_path: Path) -> None:
+    (file := tmp_path / "no.png").write_bytes(b"no image")
+    for data in (b"no image", b"", file):
+        with pytest.raises(InputError) as error:
+            decode(data)
+        assert error.value.accepted == "a whole image that Pillow can read"
+    with pytest.raises(InputError, match=r"can read \(.*No such file"):
+        decode(tmp_path / "absent.png")
+
+
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     deep = saved(Image.fromarray(np.zeros((2, 2), np.float32)), "tiff")
     for data in (b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n", deep, tmp_path / "absent.png"):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sfumato.data import load_source
 from sfumato.data.naming import choose_splits, find_shards
-from sfumato.errors import InputError
+from sfumato.errors import InputError, InputErrors
 
 
 def class_label(names: list[str], column: str = "label") -> bytes:
@@ -150,6 +150,17 @@ def test_bad_arguments(
         read(tmp_path, **arguments)
     assert error.value.field == field
     assert accepted in error.value.accepted
+
+
+def test_both_columns_missing_are_told_at_once(tmp_path: Path, write_parquet: Any) -> None:
+    write_parquet(tmp_path / "train.parquet", [0, 1], image="photo", label="who")
+    with pytest.raises(InputErrors) as error:
+        read(tmp_path)
+    told = "a column of train.parquet, which has photo, who"
+    assert [(e.field, e.value, e.accepted) for e in error.value.errors] == [
+        ("image_column", "image or img", told),
+        ("label_column", "label or labels", told),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def _with_arguments(defense: str | Mapping[str, Any], arguments: Sequence[tuple[
         chosen = [each for each in parts if each["part"] == part]
         if not chosen:
             names = {each["part"] for each in parts}
-            raise InputError(field, f"{part}.{argument}", f"PART.ARGUMENT, the part {one_of(names, part)}")
+            raise InputError(field, f"{part}.{argument}", f"PART.ARGUMENT, with PART: {one_of(names, part)}")
         for each in chosen:
             each[argument] = value
     return {"chain": parts}

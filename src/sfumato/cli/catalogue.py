@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import yaml
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.rule import Rule
 from rich.text import Text
 
 from sfumato.arguments import signature_of
@@ -154,19 +156,54 @@ CATALOGUE: dict[str, Callable[[], list[Row]]] = {
 }
 
 
-def as_table(kind: str, rows: list[Row]) -> Table:
-    """Rows of one kind for a terminal."""
-    table = Table(title=kind, title_justify="left", show_lines=True, expand=False)
-    for name in rows[0]:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row.values()))  # not markup: there are brackets in it
-    return table
+@dataclass(frozen=True)
+class _Blocks:
+    """A block per row: its name and what it is, then a line for each further field, wrapped between words."""
+
+    kind: str
+    rows: list[Row]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Rule(self.kind, align="left")
+        for i, row in enumerate(self.rows):
+            if i:
+                yield ""
+            name, *fields = row.items()
+            head = _wrapped(f"{name[1]}  {row.get('what', '')}", 0, options.max_width)
+            head.stylize("bold", 0, len(str(name[1])))
+            yield head
+            for line, indent in _lines([field for field in fields if field[0] != "what"], indent=2):
+                yield _wrapped(line, indent, options.max_width)
+
+
+def as_table(kind: str, rows: list[Row]) -> RenderableType:
+    """Rows of one kind for a terminal; the first field of a row is its name."""
+    return _Blocks(kind, rows)
+
+
+def _lines(fields: Iterable[tuple[str, object]], indent: int) -> Iterator[tuple[str, int]]:
+    for name, value in fields:
+        if isinstance(value, dict) and value:
+            yield f"{name}:", indent
+            yield from ((f"{key}: {_in_line(text)}", indent + 2) for key, text in value.items())
+        elif value != "":
+            yield f"{name}: {_cell(value)}", indent
+
+
+def _wrapped(line: str, indent: int, width: int) -> Text:
+    lines = textwrap.wrap(
+        line,
+        width,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * (indent + 2 if indent else 4),  # under a name come its fields
+        break_on_hyphens=False,
+    )
+    return Text("\n".join(lines))  # not markup: there are brackets in it
 
 
 def _cell(value: object) -> str:
     if isinstance(value, dict):
-        return "\n".join(f"{name} = {_in_line(text)}" for name, text in value.items()) or "none"
+        return "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from sfumato.audit.settings import Settings, preset
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoError
 
 DEFAULT_PRESET = "digits"
 """Where a call without ``--config`` starts from."""
@@ -157,7 +157,9 @@ def _item(token: Token) -> Any:
         return json.loads(token.value)
     except ValueError as error:
         field = (token.keyword or "value").removeprefix("--")
-        raise InputError(field, token.value, f'a name, or JSON such as {{"recipe": "noise"}} ({error})') from error
+        wrong = InputError(field, token.value, f'a name, or JSON such as {{"recipe": "noise"}} ({error})')
+        # As a ValueError, cyclopts would catch it and name the flag before the field.
+        raise SfumatoError(str(wrong)) from error
 
 
 def unknown_flag(word: str, command: str, known: Collection[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from sfumato.errors import InputError
@@ -44,6 +44,7 @@ SUFFIXES = frozenset(
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 _GRAY_MODES = ("1", "L", "LA")
 _CHUNK = 512
+_READABLE = "a whole image that Pillow can read"
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,11 @@ def decode_one(encoded: Encoded, form: Form) -> Pixels:
             if form.image_size is not None and image.size != form.image_size[::-1]:
                 image = ImageOps.fit(image, form.image_size[::-1], Image.Resampling.BILINEAR)
             pixels = np.asarray(image)
+    except UnidentifiedImageError as error:  # its text is Pillow's object for the file, and no reason
+        raise InputError("image", encoded.name, _READABLE) from error
     except Exception as error:  # damaged files make Pillow's decoders raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError("image", encoded.name, f"a whole image that Pillow can read ({reason})") from error
+        raise InputError("image", encoded.name, f"{_READABLE} ({reason})") from error
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from sfumato.data.decode import Encoded
 from sfumato.data.listing import Keep, Labels, Listing, Part
 from sfumato.data.naming import choose_splits, find_shards
-from sfumato.errors import InputError
+from sfumato.errors import InputError, raise_all
 
 _ROWS = 256  # encoded images read at a time
 
@@ -120,8 +120,7 @@ class _Labels:
     def read(cls, file: Path, columns: Columns) -> _Labels:
         with _opened(file) as parquet:
             schema = parquet.schema_arrow
-            column = _column("label_column", file, columns.label, schema)
-            _column("image_column", file, columns.image, schema)
+            column = _label_column(file, columns, schema)
             values = parquet.read(columns=[column]).column(column)
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
@@ -196,6 +195,18 @@ def _bytes(cell: Any, file: Path, row: int) -> bytes:
     if data is None:  # a bare path is not followed: a data set has no say in which of our files are read
         raise InputError("image_column", f"no bytes in {file.name} row {row}", "images embedded in the file")
     return data
+
+
+def _label_column(file: Path, columns: Columns, schema: Any) -> str:
+    """The label column of a file that has both; what is missing is told at once."""
+    found, errors = [], []
+    for argument, accepted in (("image_column", columns.image), ("label_column", columns.label)):
+        try:
+            found.append(_column(argument, file, accepted, schema))
+        except InputError as error:
+            errors.append(error)
+    raise_all(errors)
+    return found[-1]
 
 
 def _column(argument: str, file: Path, accepted: tuple[str, ...], schema: Any) -> str:
