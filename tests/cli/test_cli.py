@@ -294,7 +294,10 @@ BAD = {
     "attack argument": (["audit", "--attacks", '{"attack": "decoder", "widht": 2}'], "did you mean width?"),
     "attack value": (["audit", "--attacks", '{"attack": "decoder", "epochs": 0}'], "decoder.epochs: got 0"),
     "unknown backbone": (["audit", "--model.backbone", "vgg12"], "did you mean"),
-    "unknown cut": (["audit", "--model.cut", "conv99"], "got 'conv99'; accepted: did you mean conv8? one of conv1"),
+    "unknown cut": (
+        ["audit", "--model.cut", "conv99"],
+        "cut: got 'conv99'; accepted: did you mean conv8? one of conv1",
+    ),
     "width": (["audit", "--model.width", "0"], "model.width"),
     "epochs": (["audit", "--training.epochs", "0"], "training.epochs: got '0'"),
     "not a number": (["audit", "--training.lr", "fast"], "training.lr: got 'fast'"),
