@@ -336,7 +336,7 @@ BAD = {
     "unknown backbone": (["audit", "--model.backbone", "vgg12"], "did you mean"),
     "unknown cut": (
         ["audit", "--model.cut", "conv99"],
-        "sfumato: model.cut: got 'conv99'; accepted: did you mean conv8? one of conv1",
+        "cut: got 'conv99'; accepted: did you mean conv8? one of conv1",
     ),
     "width": (["audit", "--model.width", "0"], "model.width"),
     "epochs": (["audit", "--training.epochs", "0"], "training.epochs: got '0'"),
@@ -372,8 +372,9 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, monkeypatch, caps
 @pytest.mark.parametrize("flag", ["defenses", "attacks"])
 def test_a_mapping_that_is_no_json_is_told_by_its_field_alone(flag, beside, capsys):
     assert run(["audit", f"--{flag}", *beside, "{recipe: noise}"]) == 2
-    expected = f'sfumato: {flag}: got \'{{recipe: noise}}\'; accepted: a name, or JSON such as {{"recipe": "noise"}} ('
-    assert capsys.readouterr().err.startswith(expected)
+    err = capsys.readouterr().err
+    assert err.startswith(f"sfumato: {flag}: got '{{recipe: noise}}'; accepted: a name, or JSON such as ")
+    assert err.count("\n") == err.count(flag) == 1
 
 
 @pytest.mark.parametrize(

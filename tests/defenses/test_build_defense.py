@@ -38,7 +38,7 @@ def test_what_is_read(spec: Any, expected: Any) -> None:
         ({}, "a mapping with the key recipe or part"),
         (None, "a recipe's name, a mapping .* or a list of these"),
         (3, "a recipe's name, a mapping .* or a list of these"),
-        ({"part": ["noise"]}, r"^defense.part: got \['noise'\]; accepted: one of"),
+        ({"part": ["noise"]}, r"^defense.part: got \['noise'\]; accepted: did you mean noise\? one of"),
         ({"part": None}, r"^defense.part: got None; accepted: one of"),
         ([{"part": "noise"}, {"part": "nose"}], r"^defense\[1\].part: got 'nose'"),
         ([["noise", 5]], r"^defense\[0\]\[1\]: got 5"),
