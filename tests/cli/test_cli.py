@@ -11,6 +11,8 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 import yaml
@@ -21,7 +23,7 @@ from sfumato.audit import Card, load_settings, preset
 from sfumato.audit.settings import PRESETS as AUDITS
 from sfumato.audit.settings import Settings
 from sfumato.cli import run
-from sfumato.cli.catalogue import CATALOGUE, as_table
+from sfumato.cli.catalogue import CATALOGUE, as_blocks
 from sfumato.data import PRESETS
 from sfumato.errors import StorageError
 from sfumato.models import BACKBONES, build, split
@@ -83,6 +85,22 @@ def test_what_is_not_ours_in_the_folder_of_cards_stays(config, tmp_path, capsys)
     assert run(["audit", "--config", config, "--out", "out", "--defenses", "none"]) == 0
     names = sorted(path.name for path in (tmp_path / "out" / "cards").iterdir())
     assert names == ["00-none.json", "thesis.txt"]
+
+
+def test_an_unknown_flag_beside_a_value_that_cannot_be_read(capsys):
+    assert run(["attack", ".", "--nonsense=3", "--attacks", "{bad"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "sfumato: Unknown option: --nonsense"
+    assert second.startswith("sfumato: attacks: got '{bad'; accepted: ")
+
+
+def test_a_table_without_both_columns_names_both(tmp_path, capsys):
+    table = pyarrow.table({"picture": [b""], "kind": [0]})
+    pyarrow.parquet.write_table(table, tmp_path / "odd.parquet")
+    assert run(["audit", "--data.source", str(tmp_path / "odd.parquet")]) == 2
+    err = capsys.readouterr().err
+    assert "data.image_column" in err
+    assert "data.label_column" in err
 
 
 def test_old_cards_go_when_the_new_page_is_there_and_not_before(config, tmp_path, monkeypatch, capsys):
@@ -201,7 +219,7 @@ def test_list_is_a_block_per_entry_with_every_word_whole(kind, width, capsys, mo
 def test_list_breaks_a_word_only_where_it_is_wider_than_the_terminal():
     console = Console(width=20, file=io.StringIO())
     hub_id = "somebody/a-data-set-of-faces"
-    console.print(as_table("data", [{"name": "faces", "what": "[faces]", "hub": hub_id[:16], "long": hub_id}]))
+    console.print(as_blocks("data", [{"name": "faces", "what": "[faces]", "hub": hub_id[:16], "long": hub_id}]))
     text = console.file.getvalue()
     lines = [line.rstrip() for line in text.splitlines()[1:]]
     assert lines == ["faces  [faces]", "  hub:", f"    {hub_id[:16]}", f"  long: {hub_id[:12]}", f"    {hub_id[12:]}"]
@@ -209,7 +227,7 @@ def test_list_breaks_a_word_only_where_it_is_wider_than_the_terminal():
 
 def test_runs_are_listed_by_their_first_column_and_an_empty_mapping_is_none():
     console = Console(width=80, file=io.StringIO())
-    console.print(as_table("runs", [{"defense": "cem", "run": "runs/1", "epoch": 0, "set": {}, "why": ""}]))
+    console.print(as_blocks("runs", [{"defense": "cem", "run": "runs/1", "epoch": 0, "set": {}, "why": ""}]))
     assert console.file.getvalue().splitlines()[1:] == ["cem", "  run: runs/1", "  epoch: 0", "  set: none"]
 
 

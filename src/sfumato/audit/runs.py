@@ -18,7 +18,7 @@ from sfumato import data, models
 from sfumato.audit.settings import DataSettings, ModelSettings, Settings
 from sfumato.data import Splits
 from sfumato.defenses import BoundDefense, Defense
-from sfumato.errors import CorruptFileError, InputError
+from sfumato.errors import CorruptFileError, InputError, InputErrors, together
 from sfumato.models import SplitModel
 from sfumato.progress import Progress
 from sfumato.storage import hash_of, load_state, save_state, state_digest, write_text
@@ -60,9 +60,12 @@ def load_data(settings: DataSettings, seed: int, progress: Progress | None = Non
     try:
         return data.load(**settings.model_dump(), seed=seed, progress=progress)
     except InputError as error:
-        if error.field in DataSettings.model_fields:
-            raise InputError(f"data.{error.field}", error.value, error.accepted) from error
-        raise
+        known = DataSettings.model_fields
+        named = [
+            InputError(f"data.{one.field}", one.value, one.accepted) if one.field in known else one
+            for one in together(error)
+        ]
+        raise (named[0] if len(named) == 1 else InputErrors(named)) from error
 
 
 def prepare(settings: Settings, defense: Defense, splits: Splits) -> tuple[SplitModel, BoundDefense]:

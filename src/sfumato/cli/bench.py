@@ -24,7 +24,7 @@ from sfumato.bench import (
     run_jobs,
     write_result,
 )
-from sfumato.cli.catalogue import CATALOGUE, as_table
+from sfumato.cli.catalogue import CATALOGUE, as_blocks
 from sfumato.cli.commands import Json, Runs, Seconds, TensorBoard, _print_json, _runtime, app
 from sfumato.errors import InputError, Interrupted
 from sfumato.report.format import fixed
@@ -92,7 +92,7 @@ def _list(*, as_json: bool) -> None:
     if as_json:
         _print_json({"experiments": found})
     else:
-        Console().print(as_table("experiments", found))
+        Console().print(as_blocks("experiments", found))
 
 
 def _tell(result: Result, written: Written, *, as_json: bool) -> None:

@@ -176,7 +176,7 @@ class _Blocks:
                 yield _wrapped(line, indent, options.max_width)
 
 
-def as_table(kind: str, rows: list[Row]) -> RenderableType:
+def as_blocks(kind: str, rows: list[Row]) -> RenderableType:
     """Rows of one kind for a terminal; the first field of a row is its name."""
     return _Blocks(kind, rows)
 

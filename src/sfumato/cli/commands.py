@@ -20,7 +20,7 @@ from rich.console import Console
 import sfumato
 from sfumato.audit import Card, Settings, attack_run, audit, load_settings, preset, read_yaml, reopen, train_all
 from sfumato.cli.calibrate import calibrate_command
-from sfumato.cli.catalogue import CATALOGUE, as_table
+from sfumato.cli.catalogue import CATALOGUE, as_blocks
 from sfumato.cli.flags import DEFAULT_PRESET, nested, takes_sections, takes_settings, unknown_flag
 from sfumato.cli.interrupt import stop_on_interrupt
 from sfumato.errors import InputError, Interrupted, SfumatoError
@@ -158,7 +158,7 @@ def list_command(
         _print_json(chosen)
         return
     for name, found in chosen.items():
-        Console().print(as_table(name, found))
+        Console().print(as_blocks(name, found))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -185,23 +185,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _with_bad_values(arguments: list[str]) -> list[str]:
     """A line for each flag that the command does not have, and for each bad value beside them."""
-    words, unknown = list(arguments), []
+    words, unknown, wrong = list(arguments), [], []
     while True:
         try:
             _, bound, unused, _ = app.parse_known_args(words)
+            unknown += [word for word in unused if word.startswith("-") and not word[1:2].isdigit()]
+            _settings(bound.arguments.get("preset"), bound.arguments.get("config"), nested(bound.arguments))
             break
         except UnknownOptionError as error:  # a command that takes names complains about each flag among them
             unknown.append(error.token.keyword or error.token.value)
             words.remove(unknown[-1])
-    unknown += [word for word in unused if word.startswith("-") and not word[1:2].isdigit()]
+        except SfumatoError as error:
+            wrong = _lines(error)
+            break
     collection = app[words[0]].assemble_argument_collection()
     known = [name.removeprefix("--") for argument in collection for name in argument.names]
-    lines = [unknown_flag(word, words[0], known) for word in unknown]
-    try:
-        _settings(bound.arguments.get("preset"), bound.arguments.get("config"), nested(bound.arguments))
-    except SfumatoError as error:
-        lines += _lines(error)
-    return lines
+    return [*(unknown_flag(word, words[0], known) for word in unknown), *wrong]
 
 
 def _lines(error: Exception) -> list[str]:
@@ -277,7 +276,7 @@ def _print_rows(title: str, found: list[dict[str, Any]], *, as_json: bool) -> No
     if as_json:
         _print_json({title: found})
     else:
-        Console().print(as_table(title, found))
+        Console().print(as_blocks(title, found))
 
 
 def _print_json(content: Any) -> None:
