@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-# dcor compiles with numba as it is imported, which at times aborts beside the other libraries of a test process (LLVM
-# finds no memory near enough). Its functions in plain Python give the same numbers.
-os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+# dcor compiles with numba as it is imported, which once aborted beside the other libraries of a test process: LLVM had
+# found no memory near enough to its other sections. This manager reserves them together.
+os.environ.setdefault("NUMBA_USE_LLVMLITE_MEMORY_MANAGER", "1")
 
 _THREADS = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 TINY = {

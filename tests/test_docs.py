@@ -186,6 +186,6 @@ def test_every_public_module_has_a_reference_page():
     text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
     package = ROOT / "src" / "sfumato"
     names = {path.parent.name if path.name == "__init__.py" else path.stem for path in package.glob("*/__init__.py")}
-    names |= {path.stem for path in package.glob("*.py")} - {"__init__"}
+    names |= {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
     missing = [name for name in sorted(names) if f"automodule:: sfumato.{name}\n" not in text]
     assert not missing

@@ -3,4 +3,4 @@
 from sfumato.cli import bench
 from sfumato.cli.commands import app, run
 
-__all__ = ["app", "bench", "main", "run"]
+__all__ = ["app", "bench", "run"]
