@@ -104,6 +104,12 @@ def test_two_processes_agree(name: str, together: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_processes_leave_their_group(together: Path) -> None:
+    """The threads of a group that is still there while C++ is torn down can abort a process that has done its work."""
+    assert [(together / f"left{rank}").read_text() for rank in (0, 1)] == ["False", "False"]
+
+
+@pytest.mark.slow
 def test_two_processes_attack_together(together: Path) -> None:
     first, second = (load_state(together / "attacked" / f"outcome{rank}") for rank in (0, 1))
     assert same(first, second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import distributed, nn
 from training_toys import Case, ToyAdversary, generator, make_images, make_split, stop_after
 
 from sfumato.attacks import DecoderAttack, Knowledge, make_target
@@ -66,6 +67,8 @@ CASES = {
 def data_parallel(folder: Path, processes: int) -> None:
     """Train every case over processes; each leaves what it holds."""
     torch.set_num_threads(1)
+    # Called after what is registered later: that the group was left before the process ends.
+    atexit.register(lambda: (folder / f"left{fabric.global_rank}").write_text(str(distributed.is_initialized())))
     fabric = make_fabric("cpu", processes=processes)
     for name, case in CASES.items():
         runtime = Runtime(fabric=fabric, folder=folder / name)

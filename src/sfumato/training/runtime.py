@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
+from torch import distributed
 
 from sfumato.errors import InputError
 from sfumato.progress import Progress, Silent
@@ -71,4 +73,16 @@ def make_fabric(device: str = "auto", precision: str = "32-true", processes: int
         given = f"{device}, {precision}, {processes}"
         raise InputError("device, precision, processes", given, f"what this machine has: {reason}") from error
     fabric.launch()
+    if fabric.world_size > 1:
+        atexit.register(_leave_group)
     return fabric
+
+
+def _leave_group() -> None:
+    """Join the threads of the process group while Python still runs.
+
+    Fabric does so for NCCL alone. Gloo's threads that live until the C++ runtime is torn down can end the process with
+    ``terminate called without an active exception`` after all work is done.
+    """
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
