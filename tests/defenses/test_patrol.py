@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,20 @@ class TestChange:
             assert change is not None
             outcomes.append(change.split.edge.state_dict())
         assert all(torch.equal(outcomes[0][name], outcomes[1][name]) for name in outcomes[0])
+
+    def test_what_the_first_process_decided_is_done(self) -> None:
+        def change(agree: Callable[[Any], Any]) -> Change | None:
+            bound, model = bound_to(chain(Bottleneck(4), Noise(0.5), Prune(keep=0.5)))
+            return bound.epoch_start(Epoch(3, 4, lambda: iter(()), seeded(3), batches, model, agree))
+
+        seen: list[dict[str, list[int]]] = []
+        own = change(lambda kept: seen.append(kept) or kept)
+        theirs = change(lambda _: {name: kept[1:] for name, kept in seen[0].items()})
+        assert own is not None
+        assert theirs is not None
+        for group in pruning.groups(own.split.edge):
+            here, there = (c.split.edge.get_submodule(group.producer).weight for c in (own, theirs))
+            assert len(there) == len(here) - 1
 
     def test_saved_weights_come_back(self) -> None:
         bound, model = bound_to(build("patrol"))

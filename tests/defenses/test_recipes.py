@@ -23,8 +23,8 @@ from sfumato.defenses import (
     Dropout,
     Lipschitz,
     Noise,
+    Partner,
     Prune,
-    Surrogate,
     build,
     chain,
 )
@@ -47,7 +47,7 @@ class Other(Defense):
         return BoundDefense()
 
 
-OTHER = Surrogate(Other, ("strength", "mode"), "Other", "here")
+OTHER = Partner(Other, ("strength", "mode"), "Other", "here")
 
 
 def test_what_was_written_by_hand_before() -> None:

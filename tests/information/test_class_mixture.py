@@ -199,6 +199,16 @@ def test_seeding_prefers_the_far_by_squared_distance() -> None:
     assert hits / 300 > sum(n * c for n, c in [(10, 20 / 29), (9, 19 / 29), (1, 1.0)]) / 20 + 0.1
 
 
+def test_seeding_is_apart_for_every_class() -> None:
+    """Labels in any order: each class starts on two places of its own, whatever the others have."""
+    z = torch.tensor([[0.0], [100.0], [1.0], [101.0], [0.0], [100.0]])
+    y = torch.tensor([0, 1, 0, 1, 0, 1])
+    for seed in range(20):
+        mixture = ClassMixture(2, 2, 1)
+        mixture._start([(z, y)], seeded(seed))
+        assert mixture.means.flatten(1).sort(1).values.tolist() == [[0, 1], [100, 101]]
+
+
 def test_variance_is_about_the_new_center_and_far_from_zero() -> None:
     z = 1000 + torch.randn(500, 8, generator=seeded()) * 0.5
     mixture = ClassMixture(1, 1, 8)

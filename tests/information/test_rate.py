@@ -155,6 +155,8 @@ def test_utility_of_two_components_far_and_near() -> None:
         (lambda: mixture_rate(torch.ones(1), torch.ones(1, 2), 0.0), "noise_variance"),
         (lambda: mmse_bound(1.0, 0), "dim"),
         (lambda: log_densities(torch.ones(2, 3), torch.ones(1, 2), torch.ones(1)), "shapes of z"),
+        (lambda: log_densities(torch.ones(2, 3), torch.ones(1, 3), torch.ones(1, 3, 3)), "covariances"),
+        (lambda: log_determinants(torch.zeros(2, 3, 3)), "covariances"),
     ],
 )
 def test_bad_input_is_named(call, field: str) -> None:

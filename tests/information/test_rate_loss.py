@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sfumato.errors import InputError
 from sfumato.information import ClassMixture, RateLoss, mixture_rate
 from sfumato.information.mixture import Covariance
 
@@ -163,6 +164,15 @@ def test_factors_are_found_once_a_refresh() -> None:
     assert loss._factorized() is not second
     mixture.float()
     assert loss._factorized().pulls.dtype == torch.float32
+
+
+def test_singular_covariances_are_told() -> None:
+    """Fewer images than dimensions, no shrinkage, and less noise than single precision can tell."""
+    mixture = fitted("full", n=12)
+    z, y = sample(4)
+    with pytest.raises(InputError, match=r"covariances: .*shrinkage above 0"):
+        RateLoss(mixture, 1e-20)(z, y)
+    assert RateLoss(mixture, 1e-20, shrinkage=0.1)(z, y).isfinite()
 
 
 def test_no_gradient_leaves_the_mixture() -> None:

@@ -25,10 +25,10 @@ def made(variance: float, scale: float = 1.0) -> SplitModel:
     return SplitModel(edge, nn.Identity(), cloud, image_shape=(1, 12, 12), feature=feature, cut="x")
 
 
-def two_classes(n: int = 4000) -> ImageSet:
+def two_classes(n: int = 4000, seed: int = 0) -> ImageSet:
     """Patches of one value each: class 0 about 60 and class 1 about 180, spread 20, in 9 independent patches."""
     labels = torch.arange(n) % 2
-    values = 60 + 120 * labels.view(-1, 1, 1, 1) + 20 * torch.randn(n, 1, 3, 3, generator=seeded())
+    values = 60 + 120 * labels.view(-1, 1, 1, 1) + 20 * torch.randn(n, 1, 3, 3, generator=seeded(seed))
     pixels = values.clamp(0, 255).round().to(torch.uint8)
     return ImageSet(pixels.repeat_interleave(4, 2).repeat_interleave(4, 3), labels, ("a", "b"))
 
@@ -42,6 +42,14 @@ def test_rate_of_known_features() -> None:
     assert exact - 1.5 < found["mixture_rate_nats"] < exact + math.log(5)
     assert found["mixture_rate_nats_per_dimension"] == pytest.approx(found["mixture_rate_nats"] / 9)
     assert 0.3 < found["feature_utility"] <= 1
+
+
+def test_rate_of_few_images() -> None:
+    """Twenty images a class: five components would each be about the mean of four, and miss a quarter of the spread."""
+    noise, spread = 0.02**2, (20 / 255) ** 2
+    exact = math.log(2) + 4.5 * math.log(1 + spread / noise)
+    rates = [theory(made(noise), two_classes(40, seed), generator=seeded(1))["mixture_rate_nats"] for seed in range(5)]
+    assert sum(rates) / 5 == pytest.approx(exact, abs=0.5)
 
 
 def ten_groups(first: Tensor, labels: Tensor) -> ImageSet:

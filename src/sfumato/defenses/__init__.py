@@ -24,7 +24,7 @@ from sfumato.defenses.gated_attention import GatedAttention
 from sfumato.defenses.lipschitz import Lipschitz
 from sfumato.defenses.noise import Noise
 from sfumato.defenses.prune import Prune
-from sfumato.defenses.recipes import RECIPES, SURROGATES, Recipe, Surrogate
+from sfumato.defenses.recipes import RECIPES, SURROGATES, Partner, Recipe
 from sfumato.defenses.slot_attention import SlotAttention
 from sfumato.errors import InputError, one_of, raise_all, together
 
@@ -98,11 +98,11 @@ __all__ = [
     "GatedAttention",
     "Lipschitz",
     "Noise",
+    "Partner",
     "Player",
     "Prune",
     "Recipe",
     "SlotAttention",
-    "Surrogate",
     "build",
     "chain",
     "clean_features",

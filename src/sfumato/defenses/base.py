@@ -64,10 +64,11 @@ class Epoch:
         total: Number of epochs of this training.
         features: Starts a pass over (clean feature, label) batches of the training images, in evaluation mode,
             without augmentation and without gradient.
-        generator: For whatever the hook draws; a stream of its own in each process.
+        generator: For whatever the hook draws; the same stream in each process.
         batches: Starts a pass over (image, label) batches of all training images, in their own order, without
             augmentation, in the precision of the weights. The same in each process.
         split: The model as it is now, in training mode; ``None`` only where no model is being trained.
+        agree: From what this process decided to what the first one did, for what all have to decide alike.
     """
 
     index: int
@@ -76,6 +77,7 @@ class Epoch:
     generator: torch.Generator
     batches: Callable[[], Iterable[tuple[Tensor, Tensor]]] = tuple
     split: SplitModel | None = None
+    agree: Callable[[Any], Any] = lambda decision: decision
 
     def after(self, change: Change) -> Epoch:
         """What is known once a part has changed the architecture: features are those of the new halves."""

@@ -67,10 +67,11 @@ class _BoundPrune(BoundDefense):
             return None
         assert epoch.split is not None
         split = epoch.split
-        # A stream of its own, the same in each process: all have to agree on what goes.
+        # A stream of its own, the same in each process.
         generator = torch.Generator(epoch.generator.device).manual_seed(self._seed)
         importance = taylor_importance(split, epoch.batches, generator)
-        kept = pruning.choose(split.edge, importance, self._target)
+        # Sums on a GPU may differ in the last digit, which decides between channels that are nearly alike.
+        kept = epoch.agree(pruning.choose(split.edge, importance, self._target))
         if all(len(kept[group.producer]) == group.channels for group in pruning.groups(split.edge)):
             return None
         return Change("pruned", _with_edge(split, pruning.prune(split.edge, kept)))

@@ -100,7 +100,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 @dataclass(frozen=True)
-class Surrogate:
+class Partner:
     """A part that stands in for the conditional entropy, and joins every method of the CEM tables.
 
     Args:
@@ -118,16 +118,16 @@ class Surrogate:
 
 _LEARNED = ("weight", "schedule", "threshold")
 # A new one is one entry here: a recipe with each method of PAIRED follows from it.
-SURROGATES: dict[str, Surrogate] = {
-    "cem": Surrogate(CEM, ("weight", "components", "schedule", "threshold", "variant"), "CEM", _CEM_TABLES),
-    "gated": Surrogate(GatedAttention, _LEARNED, "gated attention", GatedAttention.source),
-    "slot": Surrogate(SlotAttention, (*_LEARNED, "slots"), "slot attention", SlotAttention.source),
-    "fused": Surrogate(FusedAttention, (*_LEARNED, "slots"), "gated and slot attention", FusedAttention.source),
+SURROGATES: dict[str, Partner] = {
+    "cem": Partner(CEM, ("weight", "components", "schedule", "threshold", "variant"), "CEM", _CEM_TABLES),
+    "gated": Partner(GatedAttention, _LEARNED, "gated attention", GatedAttention.source),
+    "slot": Partner(SlotAttention, (*_LEARNED, "slots"), "slot attention", SlotAttention.source),
+    "fused": Partner(FusedAttention, (*_LEARNED, "slots"), "gated and slot attention", FusedAttention.source),
 }
 PAIRED = ("bottleneck", "dist_corr", "dropout", "patrol", "res_sfl", "noise_nopeek", "noise_arl")
 
 
-def paired(base: Callable[..., Defense], surrogate: Surrogate) -> Callable[..., Defense]:
+def paired(base: Callable[..., Defense], surrogate: Partner) -> Callable[..., Defense]:
     """The recipe ``base`` with a surrogate behind it, and noise between them where it has none of its own.
 
     Returns:

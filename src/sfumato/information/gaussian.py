@@ -37,6 +37,19 @@ def shrink(covariances: Tensor, amount: float) -> Tensor:
     return (1 - amount) * covariances + torch.diag_embed(amount * mean.unsqueeze(1).expand(covariances.shape[:2]))
 
 
+def cholesky(covariances: Tensor) -> Tensor:
+    """Lower triangular factors (M, D, D) of full covariances; differentiable.
+
+    Raises:
+        InputError: One of them is not positive definite in its precision.
+    """
+    factors, failed = torch.linalg.cholesky_ex(covariances)
+    if bool(failed.any()):
+        accepted = "positive definite ones: more noise on the feature, or shrinkage above 0"
+        raise InputError("covariances", f"{int(failed.count_nonzero())} that are singular in {factors.dtype}", accepted)
+    return factors
+
+
 def log_determinants(covariances: Tensor, dim: int | None = None) -> Tensor:
     """Logarithm of det Σ_i of each component, (M,); differentiable.
 
@@ -45,15 +58,15 @@ def log_determinants(covariances: Tensor, dim: int | None = None) -> Tensor:
         dim: D, which isotropic covariances do not tell.
 
     Raises:
-        InputError: Isotropic covariances without ``dim``, another ``dim`` than theirs, or a shape of none of the forms.
+        InputError: Isotropic covariances without ``dim``, another ``dim`` than theirs, a shape of none of the forms, or
+            a matrix that is not positive definite.
     """
     dim = dimension(covariances, dim)
     if covariances.ndim == 1:
         return dim * covariances.log()
     if covariances.ndim == 2:
         return covariances.log().sum(1)
-    factors: Tensor = torch.linalg.cholesky(covariances)
-    return 2 * factors.diagonal(dim1=1, dim2=2).log().sum(1)
+    return 2 * cholesky(covariances).diagonal(dim1=1, dim2=2).log().sum(1)
 
 
 def log_densities(z: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
@@ -65,7 +78,7 @@ def log_densities(z: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
         covariances: Positive definite: (M,), (M, D) or (M, D, D).
 
     Raises:
-        InputError: Shapes that do not fit.
+        InputError: Shapes that do not fit, or a matrix that is not positive definite.
     """
     dim = means.shape[-1]
     if z.ndim != 2 or z.shape[1] != dim or len(covariances) != len(means):
@@ -74,8 +87,7 @@ def log_densities(z: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
     constant = dim * math.log(2 * math.pi) + log_determinants(covariances, dim)
     residuals = z.unsqueeze(0) - means.unsqueeze(1)  # (M, N, D)
     if covariances.ndim == 3:
-        factors = torch.linalg.cholesky(covariances)
-        white = torch.linalg.solve_triangular(factors, residuals.mT, upper=False)  # (M, D, N)
+        white = torch.linalg.solve_triangular(cholesky(covariances), residuals.mT, upper=False)  # (M, D, N)
         squared = white.square().sum(1)
     else:
         spread = covariances.view(len(means), 1, -1)

@@ -125,11 +125,12 @@ class ClassMixture(nn.Module):
         member = torch.nn.functional.one_hot(y, k).T.to(z.dtype)  # (K, N)
         member[member.sum(1) == 0] = 1  # a class without a feature starts anywhere; its weight stays 0
         chance = member.clone()
-        nearest = torch.full_like(member, torch.inf)
+        nearest = torch.full_like(member[0], torch.inf)
         for i in range(m):
             picks = torch.multinomial(chance.cpu(), 1, generator=_on_cpu(generator)).squeeze(1).to(z.device)
             self.means[:, i] = z[picks]
-            nearest = torch.minimum(nearest, torch.cdist(z[picks], z).square())
+            own = self.means[:, i].index_select(0, y)  # of its class: distances to all would be quadratic in K
+            nearest = torch.minimum(nearest, (z - own).square().sum(1))
             chance = member * nearest
             chance = torch.where(chance.sum(1, keepdim=True) > 0, chance, member)  # all features on the centers
 

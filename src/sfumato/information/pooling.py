@@ -78,8 +78,9 @@ class GatedPooling(nn.Module):
                 averages. ``attention``: the features are constants, and nothing is kept.
             generator: Not used; nothing is drawn.
         """
-        weights = self.weights(z.detach(), y)
-        z, weights = (z, weights.detach()) if side == "feature" else (z.detach(), weights)
+        with torch.set_grad_enabled(side == "attention" and torch.is_grad_enabled()):
+            weights = self.weights(z.detach(), y)
+        z = z if side == "feature" else z.detach()
         counts = group_sizes(y, self.num_classes)
         prototypes = self.prototypes.blend(class_mean(z, weights, y, self.num_classes), counts)
         variances = self.variances.blend(class_spread(z, prototypes, weights, y), counts)

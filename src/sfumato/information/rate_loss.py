@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfumato.information.gaussian import add_variance, shrink
+from sfumato.information.gaussian import add_variance, cholesky, shrink
 from sfumato.information.grouping import group_products, group_sums
 from sfumato.information.mixture import ClassMixture
 
@@ -115,7 +115,7 @@ class RateLoss:
         known = self._factors
         if known is None or known.source is not covariances or known.version != covariances._version:
             noisy = add_variance(shrink(covariances.flatten(0, 1), self.shrinkage), self._noise)
-            roots = torch.linalg.cholesky(noisy)
+            roots = cholesky(noisy)
             growth = roots.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * noisy.shape[-1] * math.log(self._noise)
             # Shrinking is its own adjoint: the derivative by Σ is the derivative by the shrunk Σ, shrunk.
             pulls = shrink(torch.cholesky_inverse(roots), self.shrinkage)

@@ -188,7 +188,8 @@ class SplitJob:
         features = partial(clean_features, self.split, self._batches)
         # A stream of its own each epoch, the same in every process: what a hook draws must not set them apart.
         generator = self._runtime.generator(self._seed + 1_000_003 * (index + 1), shared=True)
-        return Epoch(index, self._training.epochs, features, generator, self._batches, self.split)
+        agree = self._runtime.fabric.broadcast
+        return Epoch(index, self._training.epochs, features, generator, self._batches, self.split, agree)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for x, y in Batches(self._images, _EVALUATION_BATCH, shuffle=False):
