@@ -43,6 +43,7 @@ def cholesky(covariances: Tensor) -> Tensor:
     Raises:
         InputError: One of them is not positive definite in its precision.
     """
+    factors: Tensor
     factors, failed = torch.linalg.cholesky_ex(covariances)
     if bool(failed.any()):
         accepted = "positive definite ones: more noise on the feature, or shrinkage above 0"
