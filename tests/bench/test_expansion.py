@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from bench_toys import SWEPT, told
 
+from sfumato.audit import Settings
 from sfumato.bench import (
     Job,
     check_experiment,
@@ -201,10 +202,13 @@ def test_what_a_row_is_compared_with_changes_no_key():
 
 
 def test_experiments_on_one_data_set_share_their_models():
-    figure = expand(read_experiment("cem-figure-3"), "small", only=["noise+CEM"])
-    one = {job.seed: job.settings for job in figure if job.point == 0.025}
-    swept = expand(read_experiment("gated-attention"), "small", only=["CEM mixture"])
-    other = {job.seed: job.settings for job in swept if job.point == 0.025}
-    for seed in (0, 1):
-        assert one[seed].model_dump(exclude={"defenses"}) == other[seed].model_dump(exclude={"defenses"})
-        assert list(one[seed].resolved_defenses().values()) == list(other[seed].resolved_defenses().values())
+    def models(name: str) -> dict[tuple[object, ...], Settings]:
+        jobs = expand(read_experiment(name), "small", only=["noise"])
+        return {(job.seed, job.point): job.settings for job in jobs}
+
+    one, other = models("cem-figure-3"), models("cem-forms")
+    shared = one.keys() & other.keys()
+    assert {seed for seed, _ in shared} == {0, 1}
+    for key in shared:
+        assert one[key].model_dump(exclude={"defenses"}) == other[key].model_dump(exclude={"defenses"})
+        assert list(one[key].resolved_defenses().values()) == list(other[key].resolved_defenses().values())
