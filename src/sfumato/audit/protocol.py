@@ -21,8 +21,9 @@ from sfumato import metrics
 from sfumato.attacks import Attack, Knowledge, Reconstruction, WhiteBox, make_target
 from sfumato.audit import card as cards
 from sfumato.audit.card import Card
+from sfumato.audit.judge import add_judgement, train_judge
 from sfumato.audit.runs import Run, checksum_of, edge_digest, load_data, prepare, recipe_of, train_run, undefended
-from sfumato.audit.settings import Settings
+from sfumato.audit.settings import Settings, attack_labels
 from sfumato.audit.suspicions import Evidence, gradient_through, is_random, suspicions
 from sfumato.data import ImageSet, Splits
 from sfumato.defenses import Defense
@@ -129,15 +130,18 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
         # What people call a defense does not determine its result, and may have changed since.
         return known.model_copy(update={"defense": _defense_info(run.label, run.defense)})
     knowledge = _knowledge(settings, splits)
+    root = run.folder.parent
+    judge = train_judge(settings, splits, root=root, runtime=runtime) if settings.evaluation.judge else None
     victims = {
         group: _first(images, settings.evaluation.victims)
         for group, images in (("train", knowledge.train), ("test", splits.test))
     }
     made = {}
-    for i, attack in enumerate(found):
-        label = attack.name if len([a for a in found if a.name == attack.name]) == 1 else f"{attack.name} {i + 1}"
+    for i, (label, attack) in enumerate(zip(attack_labels(found), found, strict=True)):
         made[label] = _attack(attack, i, run, knowledge, victims, settings, runtime.at(folder / f"{i}-{attack.name}"))
     card = _card(run, settings, splits, found, made, knowledge, victims, runtime)
+    if judge is not None:
+        card = add_judgement(card, judge, made, victims["test"])
     card.save(folder / CARD)
     write_text(folder / CHECKSUM, file_digest(folder / CARD) + "\n")
     for i, attack in enumerate(found):
