@@ -17,13 +17,15 @@ from sfumato.training import Fit
 IMAGES = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def made(images=IMAGES, *, mse=0.01, before=0.2, after=0.01, diverged=False):
+def made(images=IMAGES, *, mse=0.01, before=0.2, after=0.01, diverged=False, observations=1):
     per_image = torch.full((len(images),), mse)
     return Reconstruction(
         images={"test": images},
         quality={"test": Quality(per_image, per_image, per_image)},
         threat_model="white-box",
         queries=10,
+        owned=20,
+        observations=observations,
         seconds=1.0,
         figures={"mse_before": before, "mse_after": after},
         diverged=diverged,
@@ -43,6 +45,11 @@ SOUND = Evidence(
 
 def test_a_sound_evaluation_raises_nothing():
     assert suspicions(SOUND) == []
+
+
+def test_a_random_channel_that_was_averaged():
+    attacks = {"decoder": made(), "averaged": made(observations=4)}
+    assert suspicions(replace(SOUND, random_channel=True, attacks=attacks)) == []
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,12 @@ def _check_fit(settings: Settings, defenses: Mapping[str, Defense], splits: Spli
                 attack.check(split.image_shape, split.feature.shape)
         except InputError as error:
             raise InputError(f"defenses: {label}: {error.field}", error.value, error.accepted) from error
-    _knowledge(settings, splits)
+    knowledge = _knowledge(settings, splits)
+    for i, attack in enumerate(settings.resolved_attacks()):
+        try:
+            attack.affordable(knowledge)
+        except InputError as error:
+            raise InputError(f"attacks[{i}].{error.field}", error.value, error.accepted) from error
 
 
 def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime) -> Card:
@@ -320,6 +325,8 @@ def _attack_info(
         threat_model=result.threat_model,
         trained_on=knowledge.origin,
         queries=result.queries,
+        images=result.owned,
+        observations=result.observations,
         train=_means(result.quality["train"]),
         test=_means(result.quality["test"]),
         test_mse=result.quality["test"].mse.tolist(),

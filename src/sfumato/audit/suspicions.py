@@ -59,7 +59,7 @@ def _all(evidence: Evidence) -> Iterator[tuple[str, str]]:
             "The edge passes almost no gradient back to its input: attacks that optimize the image are blind to it, "
             "which hides a leak and does not close it.",
         )
-    if evidence.random_channel:
+    if evidence.random_channel and all(attack.observations == 1 for attack in evidence.attacks.values()):
         yield (
             "not-averaged",
             "What is sent is random, and every image was observed once. An attacker who sees the same image several "
