@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from sfumato.audit import Card, audit, load_settings
 from sfumato.audit.gate import METRICS, OPERATORS, SHAPE, Condition, check, gated, measure, parse, parse_all, unmeasured
-from sfumato.audit.settings import attack_labels
 from sfumato.errors import InputError, InputErrors
 from sfumato.training import Runtime, make_fabric
 
@@ -32,8 +31,7 @@ def card(template):
         like = content["attacks"][0]
         attacks = attacks or {"decoder": ([0.1, 0.2], [0.4, 0.6], None)}
         content["attacks"] = [
-            like
-            | {"attack": {"name": name.replace("_", " ")}, "test_mse": mse, "test_ssim": ssim, "identity": identity}
+            like | {"attack": {"name": name}, "test_mse": mse, "test_ssim": ssim, "identity": identity}
             for name, (mse, ssim, identity) in attacks.items()
         ]
         content["defense"] = {"label": label, "parts": parts}
@@ -48,7 +46,7 @@ def conditions():
     def fitting(name):
         metric = METRICS[name]
         every = st.sampled_from(["mean", "min", "max"]) | st.integers(1, 99).map("p{}".format)
-        attack = st.none() | st.sampled_from(["decoder", "decoder 2", "rmle", "Größe", "a.b"])
+        attack = st.none() | st.sampled_from(["decoder", "decoder (observations=16)", "rmle", "Größe", "a.b"])
         return st.builds(
             Condition,
             metric=st.just(name),
@@ -96,7 +94,7 @@ def test_any_other_text_is_refused_in_our_words(text):
     [
         ("ssim>0.5", Condition("ssim", ">", 0.5)),
         ("mse.min < .01", Condition("mse", "<", 0.01, "min")),
-        ("decoder 2 : psnr.p95>=2e1", Condition("psnr", ">=", 20.0, "p95", "decoder 2")),
+        ("decoder (width=2) : psnr.p95>=2e1", Condition("psnr", ">=", 20.0, "p95", "decoder (width=2)")),
         ("accuracy<=1.", Condition("accuracy", "<=", 1.0)),
         ("rmle:identity>-0", Condition("identity", ">", 0.0, attack="rmle")),
         ("suspicions>0", Condition("suspicions", ">", 0.0)),
@@ -190,17 +188,17 @@ def test_every_operator_below_at_and_above_the_limit(card, operator, below, equa
         ("ssim.p50", 0.6),
         ("decoder:ssim", 0.5),
         ("rmle:ssim.max", 0.9),
-        ("decoder 2:ssim.max", 0.5),
+        ("decoder (width=2):ssim.max", 0.5),
         ("mse", 0.14 / 3),
         ("mse.min", 0.01),
         ("mse.max", 0.1),
-        ("decoder 1:mse.min", 0.2),
+        ("decoder (width=1):mse.min", 0.2),
         ("psnr", (10 + 20 - 10 * math.log10(0.03)) / 3),
         ("psnr.max", 20),
         ("rmle:psnr.min", 10 * math.log10(1 / 0.4)),
         ("identity", 0.7),
         ("decoder:identity", 0.3),
-        ("decoder 1:identity", 0.1),
+        ("decoder (width=1):identity", 0.1),
         ("accuracy", 0.8),
         ("suspicions", 2),
     ],
@@ -209,8 +207,10 @@ def test_the_figure_of_the_best_attack_on_each_image(card, text, expected):
     made = card(
         accuracy=0.8,
         suspicions=2,
-        decoder_1=([0.2, 0.3, 0.4], [0.6, 0.1, 0.3], 0.1),
-        decoder_2=([0.1, 0.3, 0.3], [0.2, 0.5, 0.4], 0.3),
+        **{
+            "decoder (width=1)": ([0.2, 0.3, 0.4], [0.6, 0.1, 0.3], 0.1),
+            "decoder (width=2)": ([0.1, 0.3, 0.3], [0.2, 0.5, 0.4], 0.3),
+        },
         rmle=([0.4, 0.01, 0.03], [0.5, 0.4, 0.9], 0.7),
     )
     assert measure(made, parse(f"{text}>0")) == pytest.approx(expected, rel=1e-12)
@@ -318,13 +318,13 @@ def test_what_an_audit_will_not_measure_is_known_before(tiny_settings):
     fields = [(error.field, error.value) for error in caught.value.errors]
     assert fields == [("defenses[0].recipe", "cme"), ("fail_if", "identity>0.5"), ("fail_if", "decodr:ssim>0.5")]
     assert "did you mean decoder?" in caught.value.errors[2].accepted
-    twice = {"attacks": ["decoder", "decoder"], "evaluation": {"judge": True}}
-    settings = load_settings([twice, {"fail_if": ["identity>0.5", "decoder:ssim>0.5", "decoder 2:ssim>0.5"]}])
-    assert attack_labels(settings.resolved_attacks()) == ["decoder 1", "decoder 2"]
-    assert [one.attack for one in settings.conditions()] == [None, "decoder", "decoder 2"]
-    with pytest.raises(InputError, match="decoder 1, decoder 2"):
-        load_settings([twice, {"fail_if": "decoder 3:ssim>0.5"}])
-    assert load_settings([{"fail_if": "decoder 3:ssim>0.5"}], whole=False).fail_if == ("decoder 3:ssim>0.5",)
+    twice = {"attacks": ["decoder", {"attack": "decoder", "width": 2}], "evaluation": {"judge": True}}
+    one = "decoder (width=2):ssim>0.5"
+    settings = load_settings([twice, {"fail_if": ["identity>0.5", "decoder:ssim>0.5", one]}])
+    assert [condition.attack for condition in settings.conditions()] == [None, "decoder", "decoder (width=2)"]
+    with pytest.raises(InputError, match=r"did you mean decoder \(width=2\)\?"):
+        load_settings([twice, {"fail_if": "decoder (width=3):ssim>0.5"}])
+    assert load_settings([{"fail_if": one}], whole=False).fail_if == (one,)
     assert unmeasured(parse("identity>0"), ["decoder"], judged=True) is None
 
 

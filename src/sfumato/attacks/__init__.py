@@ -8,6 +8,7 @@ from typing import Any
 from sfumato.arguments import call
 from sfumato.attacks.base import Attack, Inverter, Knowledge, Learned, Reconstruction
 from sfumato.attacks.feature.decoder import DecoderAttack
+from sfumato.attacks.labels import labels
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, GrayBox, ThreatModel, WhiteBox, make_target
 from sfumato.errors import InputError, one_of
 
@@ -44,5 +45,6 @@ __all__ = [
     "ThreatModel",
     "WhiteBox",
     "build",
+    "labels",
     "make_target",
 ]

@@ -4,7 +4,7 @@ A condition is ``[ATTACK:]METRIC[.STATISTIC] OP NUMBER``, with blanks wherever t
 ``mse.min < 0.01`` or ``decoder:ssim.p90>=0.6``. The audit fails where it *holds*.
 
 - Figures of attacks are of the test images, and of the worst case: on each image, the best of all attacks, or of those
-  that ``ATTACK`` names (``decoder`` also names ``decoder 1``, ``decoder 2`` where it was run several times).
+  that ``ATTACK`` names: ``decoder`` all decoders, ``decoder (observations=16)`` the one that a card calls so.
 - ``STATISTIC`` sums up the images. ``p90`` is the smallest figure that at least 90 % of the images do not exceed:
   ``ssim.p90>0.6`` holds where on more than a tenth of the images SSIM is above 0.6. ``mse.p10<0.01`` holds where on a
   tenth or more MSE is below 0.01.
@@ -103,7 +103,7 @@ _CONDITION = re.compile(
     re.ASCII,
 )
 _STATISTIC = re.compile(r"mean|min|max|p[1-9]\d?", re.ASCII)
-_NUMBER_AT_END = re.compile(r" \d+\Z")
+_ARGUMENTS = re.compile(r" \(.*\)\Z", re.DOTALL)
 _FIELD = "fail_if"
 
 
@@ -158,8 +158,8 @@ class Condition:
 
     def names(self, attack: str) -> bool:
         """Whether it is about the attack that a card calls so."""
-        # An attack that is run several times is numbered: decoder 1, decoder 2.
-        return self.attack is None or self.attack in (attack, _NUMBER_AT_END.sub("", attack))
+        # Several attacks of one kind are told apart by their arguments: decoder, decoder (observations=16).
+        return self.attack is None or self.attack in (attack, _ARGUMENTS.sub("", attack))
 
     def holds(self, measured: float) -> bool:
         """Whether a model with this figure fails."""

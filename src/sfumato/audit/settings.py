@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -189,13 +189,16 @@ class Settings(_Settings):
         """The attacks.
 
         Raises:
-            InputError: Unknown names or arguments, all at once; no attack at all.
+            InputError: Unknown names or arguments, all at once; the same attack twice; no attack at all.
         """
         found: list[Attack] = []
         errors: list[InputError] = []
         for i, entry in enumerate(self.attacks):
             try:
-                found.append(attacks.build(entry, field=f"attacks[{i}]"))
+                attack = attacks.build(entry, field=f"attacks[{i}]")
+                if attack in found:
+                    raise InputError(f"attacks[{i}]", entry, f"something else than attacks[{found.index(attack)}]")
+                found.append(attack)
             except InputError as error:
                 errors += together(error)
         if not self.attacks:
@@ -211,16 +214,10 @@ class Settings(_Settings):
                 is unknown.
         """
         found = parse_all(self.fail_if)
-        labels = attack_labels(self.resolved_attacks()) if found else []
-        errors = (unmeasured(one, labels, judged=self.evaluation.judge) for one in found)
+        known = attacks.labels(self.resolved_attacks()) if found else ()
+        errors = (unmeasured(one, known, judged=self.evaluation.judge) for one in found)
         raise_all([error for error in errors if error is not None])
         return found
-
-
-def attack_labels(found: Sequence[Attack]) -> list[str]:
-    """What a card calls each attack: its name, numbered by position where it occurs more than once."""
-    names = [attack.name for attack in found]
-    return [name if names.count(name) == 1 else f"{name} {i + 1}" for i, name in enumerate(names)]
 
 
 def load_settings(layers: list[Mapping[str, Any]], *, whole: bool = True) -> Settings:
