@@ -11,7 +11,7 @@ from sfumato.models.backbone import Backbone, BackboneInfo, build
 from sfumato.models.cnn import cnn
 from sfumato.models.critic import Critic
 from sfumato.models.decoder import Decoder, ResidualBlock
-from sfumato.models.decoders import DECODERS, Architecture, check_decodable, make_decoder
+from sfumato.models.decoders import DECODERS, Architecture, check_decodable, least_width, make_decoder
 from sfumato.models.layers import (
     Dropout,
     Normalize,
@@ -56,6 +56,7 @@ __all__ = [
     "check_decodable",
     "expected",
     "initialize",
+    "least_width",
     "make_decoder",
     "output_shape",
     "scaled",

@@ -6,7 +6,8 @@ import math
 from typing import Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sfumato.errors import InputError, one_of
 from sfumato.models.decoder import Decoder, doublings
@@ -33,6 +34,16 @@ class _Builder(Protocol):
 DECODERS: dict[str, _Builder] = {"residual": Decoder, "unet": UNetDecoder, "transformer": TransformerDecoder}
 
 
+class Standardize(nn.BatchNorm1d):
+    """Batch norm of vectors (N, d); a batch of one vector, which has no variance, takes the running statistics."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each element by itself."""
+        if len(x) > 1:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
 def make_decoder(
     architecture: Architecture,
     feature_shape: tuple[int, ...],
@@ -44,8 +55,8 @@ def make_decoder(
 ) -> nn.Module:
     """A network from features (N, c, h, w) or (N, d) to images (N, C, H, W) in [0, 1].
 
-    A vector is first made a map by a linear layer: of ``width`` channels, and of the image's size halved until its
-    shorter side is below 8.
+    A vector is first made a map, by batch norm and a linear layer: of ``width`` channels, and of the image's size
+    halved until its shorter side is below 8.
 
     Args:
         architecture: ``residual``, ``unet`` or ``transformer``.
@@ -57,7 +68,7 @@ def make_decoder(
 
     Raises:
         InputError: No such architecture, the feature is neither a vector nor a map that fits into the image, depth < 0
-            or width < 1.
+            or width below :func:`least_width`.
     """
     if architecture not in DECODERS:
         raise InputError("decoder architecture", architecture, one_of(DECODERS, architecture))
@@ -65,14 +76,19 @@ def make_decoder(
     build = DECODERS[architecture]
     if len(feature_shape) == 3:
         return build(feature_shape, image_shape, depth=depth, width=width, generator=generator)
-    if width < 1:
-        raise InputError("decoder (depth, width)", (depth, width), "depth of 0 or more, width of 1 or more")
+    if width < (least := least_width(architecture)):
+        raise InputError("decoder (depth, width)", (depth, width), f"depth of 0 or more, width of {least} or more")
     map_shape = (width, *_small(*image_shape[1:]))
     with spare_global_generator():
         stem = nn.Linear(feature_shape[0], math.prod(map_shape))
     initialize(stem, generator)
     decoder = build(map_shape, image_shape, depth=depth, width=width, generator=generator)
-    return nn.Sequential(stem, nn.Unflatten(1, map_shape), decoder)
+    return nn.Sequential(Standardize(feature_shape[0]), stem, nn.Unflatten(1, map_shape), decoder)
+
+
+def least_width(architecture: Architecture) -> int:
+    """1, and 2 for a transformer: what a layer norm makes of a single channel is a constant."""
+    return 2 if architecture == "transformer" else 1
 
 
 def check_decodable(feature_shape: tuple[int, ...], image_shape: tuple[int, int, int]) -> None:

@@ -102,7 +102,7 @@ class TransformerDecoder(nn.Sequential):
         generator: Source of the initial weights.
 
     Raises:
-        InputError: The feature is no map (c, h, w), it is larger than the image, depth < 0 or width < 1.
+        InputError: The feature is no map (c, h, w), it is larger than the image, depth < 0 or width < 2.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class TransformerDecoder(nn.Sequential):
         width: int = 64,
         generator: torch.Generator,
     ) -> None:
-        if depth < 0 or width < 1:
-            raise InputError("decoder (depth, width)", (depth, width), "depth of 0 or more, width of 1 or more")
+        if depth < 0 or width < 2:
+            raise InputError("decoder (depth, width)", (depth, width), "depth of 0 or more, width of 2 or more")
         doublings(feature_shape, image_shape)
         channels, h, w = feature_shape
         side = _taken_together(h, w)

@@ -15,7 +15,7 @@ from sfumato.attacks.observations import Observations, observe
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
 from sfumato.data import Batches
 from sfumato.errors import one_of
-from sfumato.models import DECODERS, Architecture, check_decodable, make_decoder
+from sfumato.models import DECODERS, Architecture, check_decodable, least_width, make_decoder
 from sfumato.training import Plan, Runtime, fit, load_optimizer
 
 _BATCH = 512
@@ -57,12 +57,13 @@ class DecoderAttack(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.depth >= 0, "depth", "0 or more")
-        self._require(self.width >= 1, "width", "1 or more")
         self._require(self.epochs >= 1, "epochs", "1 or more")
         self._require(0 < self.lr < float("inf"), "lr", "a learning rate above 0")
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
         self._require(0 <= self.weight_decay < float("inf"), "weight_decay", "0 or more")
         self._require(self.architecture in DECODERS, "architecture", one_of(DECODERS, self.architecture))
+        least = least_width(self.architecture)
+        self._require(self.width >= least, "width", f"{least} or more")
 
     def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
         """Decoders enlarge: the feature has to be a vector, or a map no larger than the image."""

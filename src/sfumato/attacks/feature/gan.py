@@ -14,7 +14,7 @@ from sfumato.attacks.feature.decoder import DecoderAttack, DecoderJob, weights_f
 from sfumato.attacks.observations import observe
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
 from sfumato.errors import one_of
-from sfumato.models import DECODERS, Architecture, Critic, check_decodable, make_decoder
+from sfumato.models import DECODERS, Architecture, Critic, check_decodable, least_width, make_decoder
 from sfumato.training import Plan, Runtime, fit, load_optimizer
 
 Start = Literal["decoder", "scratch"]
@@ -72,7 +72,7 @@ class GANAttack(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.depth >= 0, "depth", "0 or more")
-        for name in ("width", "critic_width", "epochs", "critic_steps", "pretrain_epochs"):
+        for name in ("critic_width", "epochs", "critic_steps", "pretrain_epochs"):
             self._require(getattr(self, name) >= 1, name, "1 or more")
         for name in ("penalty", "mse_weight"):
             self._require(0 <= getattr(self, name) < float("inf"), name, "a weight of 0 or more")
@@ -81,6 +81,8 @@ class GANAttack(Attack):
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
         self._require(self.start in get_args(Start), "start", one_of(get_args(Start), self.start))
         self._require(self.architecture in DECODERS, "architecture", one_of(DECODERS, self.architecture))
+        least = least_width(self.architecture)
+        self._require(self.width >= least, "width", f"{least} or more")
 
     def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
         """Decoders enlarge: the feature has to be a vector, or a map no larger than the image."""
