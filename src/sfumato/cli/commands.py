@@ -253,11 +253,13 @@ def _report(cards: list[Card], out: Path, *, as_json: bool) -> None:
             if old not in written:
                 old.unlink()
     if as_json:
-        _print_json({"page": str(page), "cards": str(folder), "rows": rows(cards)})
+        _print_json({"page": str(page), "cards": str(folder), "rows": rows(cards), "attacks": rows(cards, by="attack")})
         return
     console = Console()
     members = entries(cards)
     console.print(rich_table(cards))
+    if any(len(card.attacks) > 1 for card in cards):
+        console.print(rich_table(cards, by="attack"))
     words = conclude(members, judge_all(members))
     console.print(f"\n[bold]{words.headline}[/bold]\n{' '.join(words.sentences)}", highlight=False)
     console.print(f"\nPage: {page.resolve().as_uri()}", soft_wrap=True, highlight=False)

@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sfumato.audit.card import Card, Example
+from sfumato.audit.card import AttackInfo, Card, Example
 from sfumato.errors import InputError
 from sfumato.report.comparison import Entry, strongest_attack
 from sfumato.report.format import fixed
@@ -24,11 +24,12 @@ RANKS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the page: its address, what it shows in words, what stands under it."""
+    """An image of the page: its address, what it shows in words, what stands under it, and who made it."""
 
     source: str
     alt: str
     caption: str
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Exhibit:
 class Lineup:
     """The same test pictures through every model: a row of originals, then a row a model.
 
+    Each picture is rebuilt by the attack that comes closest on it, and says which that is where several were run.
     ``rows`` holds each model's entry and its pictures in the originals' order, ``None`` where a card lacks one.
     """
 
@@ -79,16 +81,13 @@ def line_up(members: Sequence[Entry]) -> Lineup | None:
     Raises:
         InputError: An image of a card is not a PNG in base64.
     """
-    found = [
-        (entry, {example.index: example for example in entry.strongest.examples if example.rank == "fixed"})
-        for entry in members
-    ]
-    originals = {index: example for _, examples in found for index, example in examples.items()}
+    found = [(entry, _closest(entry.card)) for entry in members]
+    originals = {index: example for _, examples in found for index, (_, example) in examples.items()}
     if not originals:
         return None
     order = sorted(originals)
     rows = tuple(
-        (entry, tuple(_rebuilt(entry, examples[i]) if i in examples else None for i in order))
+        (entry, tuple(_rebuilt(entry, *examples[i]) if i in examples else None for i in order))
         for entry, examples in found
     )
     return Lineup(tuple(_original(originals[i]) for i in order), rows)
@@ -110,7 +109,7 @@ def png_address(field: str, text: str) -> str:
 
 
 def _exhibit(entry: Entry, example: Example, bare: Example | None) -> Exhibit:
-    pictures = [_original(example), replace(_rebuilt(entry, example), caption="rebuilt")]
+    pictures = [_original(example), replace(_rebuilt(entry, entry.strongest, example), caption="rebuilt", by="")]
     if bare is not None:
         address = png_address("example.reconstruction", bare.reconstruction)
         alt = f"The same picture rebuilt from the undefended model, SSIM {fixed(bare.ssim, 2)}"
@@ -124,11 +123,12 @@ def _original(example: Example) -> Picture:
     return Picture(address, f"Original {_which(example)}", "original")
 
 
-def _rebuilt(entry: Entry, example: Example) -> Picture:
-    seen, ssim = level_of(example.ssim).value, fixed(example.ssim, 2)
-    made = f"What the attack {entry.strongest.attack.name} rebuilds of {_which(example)}, from the model {entry.name}"
+def _rebuilt(entry: Entry, attack: AttackInfo, example: Example) -> Picture:
+    seen, ssim, name = level_of(example.ssim).value, fixed(example.ssim, 2), attack.attack.name
+    made = f"What the attack {name} rebuilds of {_which(example)}, from the model {entry.name}"
     address = png_address("example.reconstruction", example.reconstruction)
-    return Picture(address, f"{made}: {seen}, SSIM {ssim}", ssim)
+    # A name under every picture would say nothing where there is but one attack.
+    return Picture(address, f"{made}: {seen}, SSIM {ssim}", ssim, name if len(entry.card.attacks) > 1 else "")
 
 
 def _which(example: Example) -> str:
@@ -139,3 +139,15 @@ def _examples(card: Card, attack: str) -> dict[int, Example]:
     # The same attack is the fairer comparison where it was run.
     same = [each for each in card.attacks if each.attack.name == attack]
     return {example.index: example for example in (same or [strongest_attack(card)])[0].examples}
+
+
+def _closest(card: Card) -> dict[int, tuple[AttackInfo, Example]]:
+    """Of each fixed picture the reconstruction with the highest SSIM, and whose it is; of equals the first."""
+    found: dict[int, tuple[AttackInfo, Example]] = {}
+    for attack in card.attacks:
+        for example in attack.examples:
+            if example.rank != "fixed":
+                continue
+            if example.index not in found or example.ssim > found[example.index][1].ssim:
+                found[example.index] = (attack, example)
+    return found
