@@ -108,7 +108,7 @@ def _range(counts: Sequence[int]) -> str:
 
 def _sendings(attacks: Sequence[AttackInfo]) -> str:
     most = max(attack.observations for attack in attacks)
-    often = "once" if most == 1 else f"up to {most:,} times, without a change,"
+    often = "once," if most == 1 else f"up to {most:,} times, without a change,"
     return f"Each picture is sent {often} by a device that runs exactly the model of the card."
 
 

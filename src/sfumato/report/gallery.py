@@ -6,6 +6,7 @@ import base64
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from string import ascii_uppercase
 
 from sfumato.audit.card import AttackInfo, Card, Example
 from sfumato.errors import InputError
@@ -14,6 +15,9 @@ from sfumato.report.format import fixed
 from sfumato.report.verdict import level_of
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+_FITS = 10
+"""Letters of a name that fit under a picture on a phone."""
 
 RANKS = {
     "best": "the attacker’s best",
@@ -45,12 +49,14 @@ class Exhibit:
 class Lineup:
     """The same test pictures through every model: a row of originals, then a row a model.
 
-    Each picture is rebuilt by the attack that comes closest on it, and says which that is where several were run.
-    ``rows`` holds each model's entry and its pictures in the originals' order, ``None`` where a card lacks one.
+    Each picture is rebuilt by the attack that comes closest on it, and says which that is where several were run: by
+    its name or, where names are long, by a letter that ``key`` explains. ``rows`` holds each model's entry and its
+    pictures in the originals' order, ``None`` where a card lacks one.
     """
 
     originals: tuple[Picture, ...]
     rows: tuple[tuple[Entry, tuple[Picture | None, ...]], ...]
+    key: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def line_up(members: Sequence[Entry]) -> Lineup | None:
         (entry, tuple(_rebuilt(entry, *examples[i]) if i in examples else None for i in order))
         for entry, examples in found
     )
-    return Lineup(tuple(_original(originals[i]) for i in order), rows)
+    return _lettered(Lineup(tuple(_original(originals[i]) for i in order), rows))
 
 
 def png_address(field: str, text: str) -> str:
@@ -139,6 +145,25 @@ def _examples(card: Card, attack: str) -> dict[int, Example]:
     # The same attack is the fairer comparison where it was run.
     same = [each for each in card.attacks if each.attack.name == attack]
     return {example.index: example for example in (same or [strongest_attack(card)])[0].examples}
+
+
+def _lettered(lineup: Lineup) -> Lineup:
+    """Attacks by letters, in the order in which they appear, where a name would not fit under its picture."""
+    every = [picture.by for _, pictures in lineup.rows for picture in pictures if picture is not None and picture.by]
+    letters = {name: _letter(number) for number, name in enumerate(dict.fromkeys(every))}
+    if max((len(name) for name in letters), default=0) <= _FITS:
+        return lineup
+    rows = tuple(
+        (entry, tuple(picture and replace(picture, by=letters.get(picture.by, "")) for picture in pictures))
+        for entry, pictures in lineup.rows
+    )
+    return replace(lineup, rows=rows, key=tuple((letter, name) for name, letter in letters.items()))
+
+
+def _letter(number: int) -> str:
+    """A, B, …, Z, A2, B2 and so on."""
+    again, position = divmod(number, len(ascii_uppercase))
+    return ascii_uppercase[position] + (str(again + 1) if again else "")
 
 
 def _closest(card: Card) -> dict[int, tuple[AttackInfo, Example]]:

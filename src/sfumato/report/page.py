@@ -61,6 +61,7 @@ class _Plot:
     wide: Markup
     narrow: Markup
     key: list[Entry]
+    wide_key: bool
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def render_page(cards: Sequence[Card], *, title: str = "What the feature gives a
         column_groups=_column_groups(table.COLUMNS),
         attack_columns=(attack_columns := _attack_columns(models)),
         attack_groups=_column_groups(attack_columns),
-        attack_explanations=table.attack_explanations(),
+        attack_explanations=table.attack_explanations(attack_columns),
         explanations=table.explanations(),
         levels=verdict.LEVEL_MEANING,
         recognizable=verdict.RECOGNIZABLE_SSIM,
@@ -151,10 +152,10 @@ def _models(members: Sequence[Entry], verdicts: Sequence[verdict.Verdict]) -> li
 
 
 def _attack_columns(models: Sequence[_Model]) -> list[table.Column[Standing]]:
-    """Those with a figure for at least one attack."""
+    """Those of the page; a figure that older cards lack is left out where no card has it. Of quality, none is."""
     every = [standing for model in models for standing in model.standings]
     columns = [column for column in table.ATTACK_COLUMNS if column.key not in _NOT_ON_THE_PAGE]
-    return [column for column in columns if any(column.value(standing) is not None for standing in every)]
+    return [c for c in columns if c.group or any(c.value(standing) is not None for standing in every)]
 
 
 def _column_groups(columns: Sequence[table.Column[Row]]) -> list[tuple[str, list[table.Column[Row]]]]:
@@ -174,7 +175,7 @@ def _plot(group: Sequence[Entry], index: int) -> _Plot:
         for name, (width, height) in (("wide", _WIDE), ("narrow", _NARROW))
     )
     key = list(group) if figures.numbered(group, width=_NARROW[0]) else []
-    return _Plot(group[0].card.data.source, wide, narrow, key)
+    return _Plot(group[0].card.data.source, wide, narrow, key, figures.numbered(group, width=_WIDE[0]))
 
 
 def _curves(members: Sequence[Entry]) -> list[_Curves]:
@@ -190,7 +191,8 @@ def _curve_plot(panel: curves.Panel, index: int) -> _Plot:
     )
     shown = [curve.entry for curve in panel.curves]
     key = shown if curve_figure.abbreviated(panel, width=_NARROW_CURVE[0]) else []
-    return _Plot(shown[0].card.data.source, wide, narrow, key)
+    wide_key = curve_figure.abbreviated(panel, width=_WIDE_CURVE[0])
+    return _Plot(shown[0].card.data.source, wide, narrow, key, wide_key)
 
 
 def _inline(svg: str, prefix: str, words: str) -> Markup:

@@ -69,16 +69,15 @@ def shares(card: Card, measure: Measure) -> list[float | None]:
 
 
 def tell_winners(card: Card) -> str:
-    """Which attack won where, in a sentence.
-
-    Attacks that won nowhere are named too: they were tried.
-    """
+    """Which attack won where, by SSIM, in words; those that won nowhere are named too, for they were tried."""
     if len(card.attacks) == 1:
         return f"{card.attacks[0].attack.name} was the only attack."
-    by_ssim, by_mse = (_tell(card, shares(card, measure)) for measure in ("ssim", "mse"))
-    if by_ssim == by_mse:
-        return f"{by_ssim}, by SSIM and by MSE alike."
-    return f"{by_ssim}, by SSIM; by MSE {by_mse}."
+    pairs = [(share, attack.attack.name) for share, attack in zip(shares(card, "ssim"), card.attacks)]
+    ranked = sorted(((share, name) for share, name in pairs if share is not None), key=lambda pair: -pair[0])
+    winning = [f"{name} on {_unbroken(percent(share))}" for share, name in ranked if share > 0]
+    winning[0] += " of the pictures"
+    never = [name for share, name in ranked if share == 0]
+    return listing(winning) + (f"; {listing(never, 'and')} on none" if never else "") + "."
 
 
 def recipes(members: Sequence[Entry]) -> list[Recipe]:
@@ -99,13 +98,8 @@ def _gain(attack: AttackInfo, measure: Measure) -> list[float]:
     return attack.test_ssim if measure == "ssim" else [-value for value in attack.test_mse]
 
 
-def _tell(card: Card, won: Sequence[float | None]) -> str:
-    pairs = [(share, attack.attack.name) for share, attack in zip(won, card.attacks) if share is not None]
-    ranked = sorted(pairs, key=lambda pair: -pair[0])
-    winning = [f"{name} on {percent(share)}" for share, name in ranked if share > 0]
-    winning[0] += " of the pictures"
-    never = [name for share, name in ranked if share == 0]
-    return listing(winning) + (f", {listing(never, 'or')} on none" if never else "")
+def _unbroken(text: str) -> str:
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _recipe(attack: AttackInfo) -> str:

@@ -150,7 +150,7 @@ ATTACK_COLUMNS: tuple[Column[Standing], ...] = (
         "observations", "Observations", _of("observations"), _count,
         "How often the attacker intercepts the feature of the same picture. It averages what it sees.",
     ),
-    Column("images", "Own pictures", _of("images"), _count, "Pictures of its own that the attacker had."),
+    Column("images", "Own pictures", _of("images"), _count, "Pictures of its own that the attacker could learn from."),
     Column(
         "queries", "Queries", _of("queries"), _count,
         "Pictures that the attacker sent through the device’s half, repetitions included.",
@@ -201,9 +201,9 @@ def explanations() -> list[Explanation]:
     return [*result, Explanation("Train", _TRAIN, ""), Explanation("Test", _TEST, "")]
 
 
-def attack_explanations() -> list[Explanation]:
-    """One line for each figure that only the table by attack has."""
-    return [Explanation(c.figure if not c.group else c.group, c.meaning, "") for c in ATTACK_COLUMNS if c.key in _OWN]
+def attack_explanations(shown: Sequence[Column[Standing]] = ATTACK_COLUMNS) -> list[Explanation]:
+    """One line for each figure that only the table by attack has, of the columns that are shown."""
+    return [Explanation(column.group or column.title, column.meaning, "") for column in shown if column.key in _OWN]
 
 
 def rows(cards: Sequence[Card], *, by: By = "model") -> list[dict[str, Value]]:
