@@ -204,12 +204,12 @@ def gallery() -> list[Card]:
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def card() -> MakeCard:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def attack() -> Callable[..., dict[str, Any]]:
     return make_attack
 
