@@ -41,6 +41,7 @@ def test_audit_report_attack_and_train_hang_together(config, tmp_path, capsys):
     assert run(["audit", "--config", config, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [row["defense"] for row in told["rows"]] == ["none", "cem"]
+    assert [(row["defense"], row["attack"]) for row in told["attacks"]] == [("none", "decoder"), ("cem", "decoder")]
     assert (tmp_path / "sfumato-page" / "page.html").read_text().startswith("<!doctype html>")
 
     assert run(["report", told["cards"], "--out", "again", "--json"]) == 0
@@ -62,11 +63,21 @@ def test_audit_report_attack_and_train_hang_together(config, tmp_path, capsys):
     assert run(["report", *cards, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["rows"]) == 3
     assert len(list((tmp_path / "sfumato-report" / "cards").iterdir())) == 3
+    _report_of_two_attacks_has_a_table_by_attack(card, tmp_path, capsys)
     kept = tmp_path / "sfumato-page"
     assert (kept / "page.html").read_bytes() == (tmp_path / "again" / "page.html").read_bytes(), (
         "the audit's page stays"
     )
     assert len(list((kept / "cards").iterdir())) == 2
+
+
+def _report_of_two_attacks_has_a_table_by_attack(card, tmp_path, capsys):
+    one = card.attacks[0]
+    other = one.model_copy(update={"attack": one.attack.model_copy(update={"name": "other"})})
+    for name, attacks in (("one", [one]), ("two", [one, other])):
+        card.model_copy(update={"attacks": attacks}).save(tmp_path / f"{name}.json")
+        assert run(["report", str(tmp_path / f"{name}.json"), "--out", f"of-{name}"]) == 0
+        assert ("Wins" in capsys.readouterr().out) == (name == "two")
 
 
 def test_images_of_an_ordinary_size_are_audited(config, tmp_path, capsys):

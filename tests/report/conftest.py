@@ -61,19 +61,28 @@ def make_attack(
     queries: int = 4000,
     first: int = 0,
     label: str | None = None,
+    observations: int = 1,
+    images: int | None = None,
+    test_ssim: list[float] | None = None,
+    test_mse: list[float] | None = None,
     identity: float | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
+    """One attack of a card. Per-image figures that are given replace ``judged``, and the means with them."""
+    if test_ssim is not None and test_mse is not None:
+        ssim, mse = float(np.mean(test_ssim)), float(np.mean(test_mse))
     shifts = np.linspace(-spread, spread, judged)
     return {
-        "attack": {"name": name, "arguments": arguments},
+        "attack": {"name": name, "arguments": {"observations": observations, "images": images, **arguments}},
         "threat_model": threat_model,
         "trained_on": trained_on,
         "queries": queries,
+        "images": images,
+        "observations": observations,
         "train": _quality(0.8 * mse, min(0.99, ssim + 0.04)),
         "test": _quality(mse, ssim),
-        "test_mse": [mse] * judged,
-        "test_ssim": [float(ssim + shift) for shift in shifts],
+        "test_mse": test_mse or [mse] * judged,
+        "test_ssim": test_ssim or [float(ssim + shift) for shift in shifts],
         "examples": _examples(mse, ssim, first, label),
         "identity": identity,
     }
@@ -199,12 +208,12 @@ def gallery() -> list[Card]:
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def card() -> MakeCard:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def attack() -> Callable[..., dict[str, Any]]:
     return make_attack
 

@@ -153,3 +153,61 @@ def test_it_asks_for_nothing_and_complains_of_nothing(browser):
     assert addresses
     assert all(address.startswith(("file:", "data:")) for address in addresses)
     assert sum(address.startswith("file:") for address in addresses) == 1
+
+
+@pytest.fixture(scope="module")
+def crowded(browser, card, attack, tmp_path_factory):
+    """A page of models with many attacks under long labels, with curves; opened after all tests of the other page."""
+    noise = [("bottleneck", {"channels": 8}), ("noise", {"sigma": 0.1})]
+
+    def model(name, parts, ssim, gain):
+        made = [
+            attack(
+                f"decoder (images={owned}, observations={k})", observations=k, images=owned, queries=50 * k * owned,
+                ssim=ssim + gain * k / 16, mse=0.02 - gain * k / 1600, epochs=50, width=64,
+            )
+            for k in (1, 4, 16) for owned in (100, 45000)
+        ]  # fmt: skip
+        return card(name, parts, attacks=[*made, attack("rmle", ssim=ssim, spread=0.3, steps=2000)])
+
+    cards = [
+        model("None", None, 0.7, 0.0),
+        model("Noise", noise, 0.5, 0.15),
+        model("Noise_ARL + CEM", [*noise, ("cem", {"weight": 16})], 0.35, 0.05),
+    ]
+    path = tmp_path_factory.mktemp("crowded") / "page.html"
+    write_page(cards, path)
+    browser.get(path.as_uri())
+    return browser
+
+
+@pytest.mark.parametrize("width", [320, 390, 720, 1000, 1440])
+def test_many_attacks_stick_out_nowhere(crowded, width):
+    test_nothing_sticks_out(crowded, width)
+
+
+@pytest.mark.parametrize(("width", "shown"), [(390, "narrow"), (1200, "wide")])
+def test_curves_are_shown_once_and_inside_their_figure(crowded, width, shown):
+    _view(crowded, width)
+    script = """return [...document.querySelectorAll('#attacks figure svg')].map(s =>
+        [s.parentElement.className, s.getBoundingClientRect().width > 0])"""
+    found = crowded.execute_script(script)
+    assert len(found) == 2 * 5  # observations at two sizes of what is owned, pictures at three of observations
+    assert all(visible == (name == shown) for name, visible in found)
+    script = """return [...document.querySelectorAll('#attacks figure svg')].filter(s => s.clientWidth).flatMap(s =>
+        [...s.querySelectorAll('text')].map(t => t.getBoundingClientRect()).filter(b => b.right > innerWidth).length)"""
+    assert sum(crowded.execute_script(script)) == 0
+
+
+def test_a_table_by_attack_is_a_list_of_named_figures_on_a_phone(crowded):
+    _view(crowded, 390)
+    script = """return [...document.querySelectorAll('.attacks td')].map(d => [
+        getComputedStyle(d).display, getComputedStyle(d, '::before').content])"""
+    cells = crowded.execute_script(script)
+    assert len(cells) == 3 * 7 * 12
+    assert all(display == "flex" and len(title) > 2 for display, title in cells)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_is_enough_with_many_attacks(crowded, scheme):
+    test_contrast_is_enough(crowded, scheme)

@@ -8,9 +8,10 @@ import re
 import pytest
 from rich.console import Console
 
-from sfumato.report import COLUMNS, csv_table, json_table, markdown_table, rich_table, rows
+from sfumato.errors import InputError
+from sfumato.report import ATTACK_COLUMNS, COLUMNS, csv_table, json_table, markdown_table, rich_table, rows
 from sfumato.report.format import amount, call, fixed, listing, milliseconds, octets, percent
-from sfumato.report.table import explanations
+from sfumato.report.table import attack_explanations, explanations
 
 
 def _parse(markdown):
@@ -73,10 +74,55 @@ def test_rich_shows_labels_literally(card):
     assert "more private" in text
 
 
+def test_the_table_by_attack_has_a_row_an_attack_the_strongest_first(cards):
+    made = rows(cards, by="attack")
+    assert [(row["defense"], row["attack"]) for row in made[:4]] == [
+        ("Undefended", "decoder"), ("Undefended", "generator"), ("Undefended", "rmle"), ("Noise", "decoder"),
+    ]  # fmt: skip
+    assert list(made[0]) == [column.key for column in ATTACK_COLUMNS]
+    generator = cards[0].attacks[1]
+    assert made[1] == {
+        "defense": "Undefended",
+        "attack": "generator",
+        "threat_model": "gray-box",
+        "trained_on": "auxiliary",
+        "observations": 1,
+        "images": None,
+        "queries": 4000,
+        **{f"{part}_{name}": getattr(getattr(generator, part), name)
+           for part in ("train", "test") for name in ("mse", "psnr", "ssim")},
+        "ssim_wins": 0.0,
+        "mse_wins": 0.0,
+        "identity": None,
+        "arguments": "epochs=100, images=null, observations=1",
+    }  # fmt: skip
+
+
+def test_the_table_by_attack_in_every_form(cards):
+    expected = rows(cards, by="attack")
+    assert json.loads(json_table(cards, by="attack")) == expected
+    read = list(csv.DictReader(io.StringIO(csv_table(cards, by="attack"))))
+    assert [float(row["ssim_wins"]) for row in read] == [row["ssim_wins"] for row in expected]
+    header, _, *body = _parse(markdown_table(cards, by="attack"))
+    assert [line[1] for line in body] == [row["attack"] for row in expected]
+    assert body[0][header.index("Wins, by SSIM")] == "100.0 %"
+    assert body[0][header.index("Own pictures")] == "–"
+    console = Console(width=250, file=io.StringIO(), record=True)
+    console.print(rich_table(cards, by="attack"))
+    assert "generator" in console.export_text()
+
+
+def test_rows_of_another_kind_are_refused(cards):
+    with pytest.raises(InputError, match=r"by: got 'defense'"):
+        rows(cards, by="defense")
+
+
 def test_every_column_is_explained():
     titles = {line.title for line in explanations()}
     assert {column.figure for column in COLUMNS[1:]} <= titles
     assert {"Train", "Test"} <= titles
+    own = {line.title for line in attack_explanations()}
+    assert own == {"Attacker", "Observations", "Own pictures", "Queries", "Wins", "Recognized"}
 
 
 @pytest.mark.parametrize(

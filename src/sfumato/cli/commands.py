@@ -264,11 +264,15 @@ def _report(cards: list[Card], conditions: tuple[Condition, ...], out: Path, *, 
             if old not in written:
                 old.unlink()
     if as_json:
-        _print_json({"page": str(page), "cards": str(folder), "rows": rows(cards), "gate": gate.as_json()})
+        by_attack = rows(cards, by="attack")
+        table = {"page": str(page), "cards": str(folder), "rows": rows(cards), "attacks": by_attack}
+        _print_json(table | {"gate": gate.as_json()})
         return gate.tell()
     console = Console()
     members = entries(cards)
     console.print(rich_table(cards))
+    if any(len(card.attacks) > 1 for card in cards):
+        console.print(rich_table(cards, by="attack"))
     words = conclude(members, judge_all(members))
     console.print(f"\n[bold]{words.headline}[/bold]\n{' '.join(words.sentences)}", highlight=False)
     console.print(f"\nPage: {page.resolve().as_uri()}", soft_wrap=True, highlight=False)

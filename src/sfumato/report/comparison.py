@@ -41,7 +41,20 @@ class Entry:
 
 def strongest_attack(card: Card) -> AttackInfo:
     """The attack with the highest SSIM on test images; of equal ones the one with the lower MSE."""
-    return max(card.attacks, key=lambda attack: (attack.test.ssim, -attack.test.mse))
+    return max(card.attacks, key=strength)
+
+
+def strength(attack: AttackInfo) -> tuple[float, float]:
+    """What attacks are ordered by: the stronger, the larger."""
+    return attack.test.ssim, -attack.test.mse
+
+
+def kind(attack: AttackInfo) -> str:
+    """The registered name of an attack, without what tells it apart from others of its kind in the same card.
+
+    Registered names hold no space, so they end at the first one.
+    """
+    return attack.attack.name.partition(" ")[0]
 
 
 def judged_images(card: Card) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sfumato.audit.card import AttackInfo
-from sfumato.report.comparison import Entry, seeds
+from sfumato.report.comparison import Entry, kind, seeds
 from sfumato.report.format import count_word, listing, plural, sentence
 
 THREAT_MODELS = {
@@ -47,7 +47,7 @@ _REPEATS = ("observations", "repeats", "average")
 """Arguments by which another attack averages over repeated observations."""
 
 _ALWAYS = (
-    "Attackers with more data, more computing time or better methods than those of the table above.",
+    "Attackers with more data, more computing time or better methods than those of the tables above.",
     "Guessing properties (age, identity, membership) without rebuilding the picture.",
     "An attacker who watches many pictures of one person, or who takes part in training.",
     "What the answers themselves give away; only the feature on its way to the cloud was attacked.",
@@ -57,7 +57,7 @@ _ALWAYS = (
 
 def assumptions(members: Sequence[Entry]) -> list[str]:
     """What has to hold for the figures to mean what the page says."""
-    attacks = [attack for entry in members for attack in entry.card.attacks]
+    attacks = _attacks(members)
     models = sorted({attack.threat_model for attack in attacks}, key=list(THREAT_MODELS).index)
     lines = [f"A {model} attacker {THREAT_MODELS[model]}." for model in models]
     if any(attack.trained_on == "auxiliary" for attack in attacks):
@@ -65,9 +65,51 @@ def assumptions(members: Sequence[Entry]) -> list[str]:
     return [
         *lines,
         "The attacker sees the feature as it is really sent, with all noise and rounding on.",
-        "Each picture is sent once, by a device that runs exactly the model of the card.",
+        _sendings(attacks),
         "SSIM and MSE stand for what a person sees; they do not know which part of a picture is sensitive.",
     ]
+
+
+def tried(members: Sequence[Entry]) -> list[str]:
+    """What was run: each kind of attack with its threat models and what it could spend, largest figures included."""
+    groups: dict[str, list[AttackInfo]] = {}
+    for attack in _attacks(members):
+        groups.setdefault(kind(attack), []).append(attack)
+    return [_spent(name, attacks) for name, attacks in groups.items()]
+
+
+def _attacks(members: Sequence[Entry]) -> list[AttackInfo]:
+    return [attack for entry in members for attack in entry.card.attacks]
+
+
+def _spent(name: str, attacks: Sequence[AttackInfo]) -> str:
+    models = sorted({attack.threat_model for attack in attacks}, key=list(THREAT_MODELS).index)
+    parts = [listing([str(model) for model in models]), _seen([attack.observations for attack in attacks])]
+    owned = [attack.images for attack in attacks if attack.images is not None]
+    if owned:
+        parts.append(f"{_range(owned)} pictures of its own")
+    parts.append(f"{_range([attack.queries for attack in attacks])} pictures sent through the device’s half")
+    return f"{name}: {'; '.join(parts)}."
+
+
+def _seen(counts: Sequence[int]) -> str:
+    if max(counts) == 1:
+        return "each picture seen once"
+    times = [f"{count:,}" for count in sorted(set(counts))]
+    return f"each picture seen {listing(times, 'or')} times, and averaged"
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    if low == high:
+        return "no" if high == 0 else f"{high:,}"
+    return f"{low:,} to {high:,}"
+
+
+def _sendings(attacks: Sequence[AttackInfo]) -> str:
+    most = max(attack.observations for attack in attacks)
+    often = "once," if most == 1 else f"up to {most:,} times, without a change,"
+    return f"Each picture is sent {often} by a device that runs exactly the model of the card."
 
 
 def not_tried(members: Sequence[Entry]) -> list[str]:
@@ -75,6 +117,7 @@ def not_tried(members: Sequence[Entry]) -> list[str]:
     return [
         *_threat_models(members),
         *_families(members),
+        *_observations(members),
         *_uneven(members),
         *_seeds(members),
         *_ALWAYS,
@@ -82,31 +125,47 @@ def not_tried(members: Sequence[Entry]) -> list[str]:
 
 
 def _threat_models(members: Sequence[Entry]) -> list[str]:
-    covered = {attack.threat_model for entry in members for attack in entry.card.attacks}
+    covered = {attack.threat_model for attack in _attacks(members)}
     missing = [model for model in THREAT_MODELS if model not in covered]
     return [f"No {model} attacker, who {THREAT_MODELS[model]}." for model in missing]
 
 
 def _families(members: Sequence[Entry]) -> list[str]:
-    attacks = [attack for entry in members for attack in entry.card.attacks]
+    attacks = _attacks(members)
     missing = [family.title for family in FAMILIES if not any(_belongs(a, family) for a in attacks)]
     return [f"Not run: {title}." for title in missing]
 
 
 def _belongs(attack: AttackInfo, family: Family) -> bool:
-    if attack.attack.name in family.names:
-        return True
-    if "averaging" not in family.names:
-        return False
+    return kind(attack) in family.names or ("averaging" in family.names and _averages(attack))
+
+
+def _averages(attack: AttackInfo) -> bool:
     repeats = (attack.attack.arguments.get(name) for name in _REPEATS)
-    return any(isinstance(count, int) and count > 1 for count in repeats)
+    return attack.observations > 1 or any(isinstance(count, int) and count > 1 for count in repeats)
+
+
+def _observations(members: Sequence[Entry]) -> list[str]:
+    """How far averaging was taken, and by whom it was not, where it was tried at all."""
+    averaging = [attack for attack in _attacks(members) if _averages(attack)]
+    most = max((attack.observations for attack in averaging), default=1)
+    if most == 1:
+        return []
+    lines = [f"Attackers who intercept the same picture more than {most:,} times."]
+    kinds = {kind(attack) for attack in averaging}
+    without = sorted({kind(attack) for attack in _attacks(members)} - kinds)
+    if without:
+        lines.append(f"Averaging over repeated observations by {listing(without)}; only {listing(sorted(kinds))} did.")
+    return lines
 
 
 def _uneven(members: Sequence[Entry]) -> list[str]:
-    every = {attack.attack.name for entry in members for attack in entry.card.attacks}
+    every: dict[str, AttackInfo] = {}
+    for attack in _attacks(members):
+        every.setdefault(attack.attack.name, attack)
     lines = []
     for entry in members:
-        missing = sorted(every - {attack.attack.name for attack in entry.card.attacks})
+        missing = sorted(name for name, attack in every.items() if not _faced(entry, attack))
         if missing:
             many = plural(len(missing), "attack", "attacks")
             lines.append(
@@ -114,6 +173,15 @@ def _uneven(members: Sequence[Entry]) -> list[str]:
                 "so it may look better than it is."
             )
     return lines
+
+
+def _faced(entry: Entry, attack: AttackInfo) -> bool:
+    # A label depends on what else is in the card, so the same attack may go by another one elsewhere.
+    return any(
+        other.attack.name == attack.attack.name
+        or (kind(other) == kind(attack) and other.attack.arguments == attack.attack.arguments)
+        for other in entry.card.attacks
+    )
 
 
 def _seeds(members: Sequence[Entry]) -> list[str]:
