@@ -31,6 +31,10 @@ class InputError(SfumatoError, ValueError):
         return type(self), (self.field, self.value, self.accepted)
 
 
+class BudgetError(InputError):
+    """An attack needs more queries than it may send."""
+
+
 class CorruptFileError(SfumatoError):
     """A file whose content does not match its checksum, or that cannot be read as what it claims to be."""
 

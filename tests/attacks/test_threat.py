@@ -50,6 +50,7 @@ def test_black_box_has_no_way_to_a_module() -> None:
     public = {name for name in dir(target) if not name.startswith("_")}
     assert public == {
         *("threat_model", "image_shape", "feature_shape", "queries"),
+        *("observations", "remaining", "under"),
         *("query", "state_dict", "load_state_dict"),
     }
 

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -39,9 +39,29 @@ class Knowledge:
     validation: ImageSet
     origin: Literal["train", "auxiliary"]
 
+    def __len__(self) -> int:
+        return len(self.train) + len(self.validation)
+
     def to(self, device: torch.device | str) -> Knowledge:
         """All images on ``device``."""
         return replace(self, train=self.train.to(device), validation=self.validation.to(device))
+
+    def limited(self, images: int, generator: torch.Generator) -> Knowledge:
+        """So many images of these, drawn from ``generator``; at most a tenth of them select.
+
+        Fewer of them drawn from the same generator are among more.
+
+        Raises:
+            InputError: Less than two images, or more than there are.
+        """
+        if not 2 <= images <= len(self):
+            raise InputError("images", images, f"2 to {len(self)}, the attacker's images")
+        held = min(len(self.validation), max(1, images // 10, images - len(self.train)))
+        return replace(
+            self,
+            train=_drawn(self.train, images - held, generator),
+            validation=_drawn(self.validation, held, generator),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +87,9 @@ class Reconstruction:
         images: Reconstructions of each group of victims, (N, C, H, W) in [0, 1], on the CPU.
         quality: Per-image figures of each group.
         threat_model: What was exposed.
-        queries: Images that the attacker sent through the edge.
+        queries: Images that the attacker sent through the edge, repetitions included.
+        owned: Images of its own that it had.
+        observations: Interceptions of each victim's feature, of which it got the mean.
         seconds: Wall clock, training included.
         figures: Of the attack's own training.
         diverged: Whether a loss of the attack was not finite.
@@ -77,6 +99,8 @@ class Reconstruction:
     quality: Mapping[str, Quality]
     threat_model: ThreatModel
     queries: int
+    owned: int
+    observations: int
     seconds: float
     figures: Mapping[str, float]
     diverged: bool
@@ -85,6 +109,14 @@ class Reconstruction:
 @dataclass(frozen=True)
 class Attack(ABC):
     """A frozen description; its fields are its arguments. Authors write :meth:`run`, and never see a victim's image.
+
+    What the attacker may spend is the same three arguments for all; the library sees to them.
+
+    Args:
+        observations: How often each victim's feature is intercepted, from fresh sendings of the same image. The attack
+            gets their mean, and learns from such means.
+        images: How many of its own images the attacker has; ``None`` for all that there are.
+        queries: How many images it may send through the edge, repetitions included; ``None`` for any number.
 
     Attributes:
         name: How it is registered.
@@ -97,6 +129,16 @@ class Attack(ABC):
     source: ClassVar[str]
     threat_models: ClassVar[frozenset[ThreatModel]]
     cost: ClassVar[str]
+
+    _: KW_ONLY
+    observations: int = 1
+    images: int | None = None
+    queries: int | None = None
+
+    def __post_init__(self) -> None:
+        self._require(self.observations >= 1, "observations", "1 or more")
+        self._require(self.images is None or self.images >= 2, "images", "2 or more, or none for all")
+        self._require(self.queries is None or self.queries >= 0, "queries", "0 or more, or none for any number")
 
     @abstractmethod
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
@@ -131,18 +173,43 @@ class Attack(ABC):
             runtime: Device, folder for resuming, progress.
 
         Raises:
-            InputError: The attack cannot work on such a target, or some images have another shape than its.
+            InputError: The attack cannot work on such a target, some images have another shape than its, or the
+                attacker has not as many.
+            BudgetError: The attack cannot do with so few queries.
         """
         runtime = runtime or Runtime()
         self._validate(target, knowledge, victims)
         started, asked_before = time.perf_counter(), target.queries
-        knowledge = knowledge.to(runtime.device)
-        learned = self.run(target, knowledge, generator=generator, runtime=runtime)
-        queries = target.queries - asked_before  # interception is the victims' doing, not the attacker's
-        images = {name: self._reconstruct(target, group.to(runtime.device), learned) for name, group in victims.items()}
+        if self.images is not None:
+            knowledge = knowledge.limited(self.images, generator)
+        own = target.under(observations=self.observations, queries=self.queries)
+        learned = self.run(own, knowledge.to(runtime.device), generator=generator, runtime=runtime)
+        wire = target.under(observations=self.observations)
+        images = {name: self._reconstruct(wire, group.to(runtime.device), learned) for name, group in victims.items()}
+        # Interception is the victims' doing, not the attacker's.
+        queries = target.queries - asked_before - self.observations * sum(map(len, victims.values()))
         seconds = time.perf_counter() - started
         judged = {name: quality(images[name], group.images / 255) for name, group in victims.items()}
-        return Reconstruction(images, judged, target.threat_model, queries, seconds, learned.figures, learned.diverged)
+        return Reconstruction(
+            images,
+            judged,
+            target.threat_model,
+            queries,
+            len(knowledge),
+            self.observations,
+            seconds,
+            learned.figures,
+            learned.diverged,
+        )
+
+    def affordable(self, knowledge: Knowledge) -> None:
+        """Say before anything is trained that the attacker has not as many images as it is to use.
+
+        Raises:
+            InputError: So it is.
+        """
+        if self.images is not None and self.images > len(knowledge):
+            raise InputError(f"{self.name}.images", self.images, f"up to {len(knowledge)}, the attacker's images")
 
     def describe(self) -> dict[str, Any]:
         """Its name and arguments, ready for JSON."""
@@ -152,6 +219,7 @@ class Attack(ABC):
         if target.threat_model not in self.threat_models:
             accepted = f"one of {', '.join(sorted(self.threat_models))}"
             raise InputError(f"attack {self.name}: threat model", target.threat_model, accepted)
+        self.affordable(knowledge)
         groups = {"knowledge.train": knowledge.train, "knowledge.validation": knowledge.validation}
         groups |= {f"victims.{name}": group for name, group in victims.items()}
         for name, group in groups.items():
@@ -170,3 +238,8 @@ class Attack(ABC):
     def _require(self, valid: bool, field: str, accepted: str) -> None:
         if not valid:
             raise InputError(f"{self.name}.{field}", getattr(self, field), accepted)
+
+
+def _drawn(images: ImageSet, count: int, generator: torch.Generator) -> ImageSet:
+    order = torch.randperm(len(images), generator=generator, device=generator.device)
+    return images.select(order[:count].to(images.labels.device))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import InputError, one_of
+from sfumato.errors import BudgetError, InputError, one_of
 from sfumato.models import SplitModel, Stochastic, initialize, set_generator
 
 ThreatModel = Literal["white-box", "gray-box", "black-box"]
@@ -18,6 +19,11 @@ _BATCH = 512
 _NORMALIZATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
+@dataclass
+class _Meter:
+    count: int = 0
+
+
 class BlackBox:
     """Queries and nothing else: images in, features out, through the deployed channel.
 
@@ -25,14 +31,16 @@ class BlackBox:
         threat_model: The name of what it exposes.
         image_shape: (C, H, W).
         feature_shape: Of what is sent, without the batch axis.
-        queries: Images sent through the edge so far.
+        observations: How often each image is sent; the attacker sees the mean.
     """
 
     threat_model: ThreatModel = "black-box"
 
     def __init__(self, split: SplitModel, *, generator: torch.Generator) -> None:
         self.image_shape, self.feature_shape = split.image_shape, split.feature.shape
-        self.queries = 0
+        self.observations = 1
+        self._limit: int | None = None
+        self._meter = _Meter()  # shared by all views of this target
         model = _frozen(split, generator)
         dtype = next((p.dtype for p in model.parameters()), None)  # images come in float32 whatever the model's is
 
@@ -43,10 +51,48 @@ class BlackBox:
         # Kept in a closure, not in an attribute: an attack cannot reach the weights by accident.
         self._send, self._generator = send, generator
 
+    @property
+    def queries(self) -> int:
+        """Images sent through the edge so far, repetitions included."""
+        return self._meter.count
+
+    @property
+    def remaining(self) -> int | None:
+        """Images that may still be sent; ``None`` for any number."""
+        return None if self._limit is None else max(0, self._limit - self.queries)
+
+    def under(self, *, observations: int = 1, queries: int | None = None) -> Self:
+        """The same target under an attacker's budget.
+
+        Args:
+            observations: k; every image is sent k times and the mean of the features comes back. Where the channel is
+                random, its noise averages out as 1/k of the variance.
+            queries: Images that may be sent from now on, repetitions included; ``None`` for no other limit than this
+                one's.
+        """
+        view = copy.copy(self)
+        view.observations = observations
+        if queries is not None:
+            limit = self.queries + queries
+            view._limit = limit if self._limit is None else min(self._limit, limit)
+        return view
+
     def query(self, x: Tensor) -> Tensor:
-        """What the device would send for the images x (N, C, H, W) in [0, 1]; counted."""
-        self.queries += len(x)
-        return self._send(x)
+        """What the device would send for the images x (N, C, H, W) in [0, 1]; counted.
+
+        Raises:
+            BudgetError: The attacker may not send so many.
+        """
+        wanted = len(x) * self.observations
+        if self.remaining is not None and wanted > self.remaining:
+            raise BudgetError("queries", wanted, f"at most {self.remaining}, what is left")
+        self._meter.count += wanted
+        if self.observations == 1:
+            return self._send(x)
+        mean = self._send(x)
+        for seen in range(2, self.observations + 1):
+            mean += (self._send(x) - mean) / seen
+        return mean
 
     def state_dict(self) -> dict[str, Any]:
         """Queries so far and the channel's random state, for an attack that resumes."""
@@ -54,7 +100,7 @@ class BlackBox:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back."""
-        self.queries = state["queries"]
+        self._meter.count = state["queries"]
         self._generator.set_state(state["generator"].clone())
 
 

@@ -16,6 +16,7 @@ SCHEMA_VERSION: Literal[1] = 1
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
 
 
 class _Section(BaseModel):
@@ -117,7 +118,9 @@ class AttackInfo(_Section):
     attack: Part
     threat_model: Literal["white-box", "gray-box", "black-box"]
     trained_on: Literal["train", "auxiliary", "nothing"]
-    queries: Count = Field(description="images the attacker sent through the edge")
+    queries: Count = Field(description="images the attacker sent through the edge, repetitions included")
+    images: Count | None = Field(default=None, description="images of its own that the attacker had")
+    observations: Positive = Field(default=1, description="how often each victim's feature was intercepted")
     train: Quality = Field(description="on images the attack was trained on")
     test: Quality = Field(description="on test images neither the model nor the attack has seen")
     test_mse: list[NonNegative] = Field(min_length=1, description="per judged test image")

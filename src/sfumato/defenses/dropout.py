@@ -44,6 +44,10 @@ class FeatureDropout(Stochastic):
         """Z with a fraction p of its elements zeroed."""
         return z * (self.uniform(z) >= self.p).to(z.dtype) if self.p else z
 
+    def expected(self, z: Tensor) -> Tensor:
+        """(1 − p)·z: what is kept is not rescaled."""
+        return (1 - self.p) * z
+
     def extra_repr(self) -> str:
         """Show p."""
         return f"p={self.p}"

@@ -55,6 +55,10 @@ class AdditiveNoise(Stochastic):
         tail = (1 - 2 * u.abs()).clamp_min(torch.finfo(z.dtype).eps)
         return z - self.sigma / 2**0.5 * u.sign() * tail.log()
 
+    def expected(self, z: Tensor) -> Tensor:
+        """The input: the noise has mean 0."""
+        return z
+
     def extra_repr(self) -> str:
         """Show σ and the kind."""
         return f"sigma={self.sigma}, kind={self.kind}"

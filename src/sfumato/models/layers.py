@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+_DRAWS = 16
+
 
 class Stochastic(nn.Module):
     """A layer that draws random numbers from a generator it was given, and from nothing else.
@@ -18,6 +20,10 @@ class Stochastic(nn.Module):
     """
 
     generator: torch.Generator | None = None
+
+    def expected(self, z: Tensor) -> Tensor:
+        """Mean of the output given the input; estimated from 16 draws where a layer does not know better."""
+        return torch.stack([self(z) for _ in range(_DRAWS)]).mean(0)
 
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform numbers in [0, 1) of the shape, device and floating type of ``like``."""
@@ -33,6 +39,24 @@ class Stochastic(nn.Module):
         if self.generator is None:
             raise RuntimeError(f"{type(self).__name__} has no generator: call set_generator(model, generator) first")
         return self.generator
+
+
+def expected(channel: nn.Module, z: Tensor) -> Tensor:
+    """Mean of what a channel sends for the clean feature z, differentiable where the channel is.
+
+    Layers in a row each pass on the mean of the one before. That is exact as long as those behind a random one are
+    affine, as noise and dropout are.
+
+    Args:
+        channel: A layer, or several in a row.
+        z: (N, ...).
+    """
+    if isinstance(channel, nn.Sequential):
+        for layer in channel:
+            z = expected(layer, z)
+        return z
+    sent: Tensor = channel.expected(z) if isinstance(channel, Stochastic) else channel(z)
+    return sent
 
 
 def set_generator(module: nn.Module, generator: torch.Generator | None) -> None:
@@ -54,6 +78,10 @@ class Dropout(Stochastic):
         if not self.training or self.p == 0:
             return x
         return x * ((self.uniform(x) >= self.p).to(x.dtype) / (1 - self.p))
+
+    def expected(self, z: Tensor) -> Tensor:
+        """The input: what is kept is rescaled."""
+        return z
 
     def extra_repr(self) -> str:
         """Show p."""

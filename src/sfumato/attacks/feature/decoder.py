@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.attacks.base import Attack, Knowledge, Learned
+from sfumato.attacks.observations import Observations, observe
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
-from sfumato.data import Batches, ImageSet
+from sfumato.data import Batches
 from sfumato.models import Decoder
 from sfumato.models.decoder import doublings
 from sfumato.training import Plan, Runtime, fit, load_optimizer
@@ -24,10 +25,11 @@ _BATCH = 512
 class DecoderAttack(Attack):
     """Learn x from z by mean squared error with a residual decoder (CEM, supplement S.3; after ResSFL).
 
-    It needs queries alone, so it works under every threat model; every batch is sent anew, so that it learns
-    the channel's randomness. An image of any size is reached by doubling the feature's and, where that does not lead
-    there, one bilinear resize. The epoch with the best MSE on the attacker's own validation images is kept. The
-    paper trains with Adam at 0.005; the authors' program at 0.001 with cosine decay to 1e-5 and weight decay 1e-4.
+    It needs queries alone, so it works under every threat model; every batch is sent anew as far as queries are free,
+    so that it learns the channel's randomness. An image of any size is reached by doubling the feature's and, where
+    that does not lead there, one bilinear resize. The epoch with the best MSE on the attacker's own validation images
+    is kept. The paper trains with Adam at 0.005; the authors' program at 0.001 with cosine decay to 1e-5 and weight
+    decay 1e-4.
     The default is the program's.
 
     Args:
@@ -51,6 +53,7 @@ class DecoderAttack(Attack):
     weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._require(self.depth >= 0, "depth", "0 or more")
         self._require(self.width >= 1, "width", "1 or more")
         self._require(self.epochs >= 1, "epochs", "1 or more")
@@ -64,11 +67,12 @@ class DecoderAttack(Attack):
 
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Train the decoder on queries; resumes from the runtime's folder."""
-        job = DecoderJob(self, target, knowledge.validation, generator, runtime)
+        own, validation = observe(target, knowledge)
+        job = DecoderJob(self, target, own, validation, generator, runtime)
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         plan = Plan(self.epochs, self.batch_size, seed)
         before = job.error()
-        result = fit(job, knowledge.train, plan, runtime)
+        result = fit(job, own.images, plan, runtime)
         figures = {"mse_before": before, "mse_after": job.error(), "epoch_kept": float(result.epoch_kept)}
         return Learned(job.invert, figures, result.diverged)
 
@@ -80,12 +84,13 @@ class DecoderJob:
         self,
         attack: DecoderAttack,
         target: BlackBox,
-        validation: ImageSet,
+        own: Observations,
+        validation: Observations,
         generator: torch.Generator,
         runtime: Runtime,
     ) -> None:
         self.title = f"attack: {attack.name}"
-        self._target, self._validation, self._generator = target, validation, generator
+        self._target, self._own, self._validation, self._generator = target, own, validation, generator
         decoder = Decoder(
             target.feature_shape,
             target.image_shape,
@@ -106,7 +111,7 @@ class DecoderJob:
 
     def step(self, x: Tensor, y: Tensor, epoch: int, step: int) -> dict[str, Tensor]:
         """One step of MSE on a batch sent anew."""
-        loss = F.mse_loss(self._module(self._target.query(x)), x)
+        loss = F.mse_loss(self._module(self._own(x, y)), x)
         self._optimizer.zero_grad()
         self._fabric.backward(loss)
         self._optimizer.step()
@@ -121,10 +126,11 @@ class DecoderJob:
     @torch.no_grad()
     def error(self) -> float:
         """MSE on the attacker's validation images, by :meth:`invert`."""
-        total = torch.zeros((), device=self._validation.images.device)
-        for x, _ in Batches(self._validation, _BATCH, shuffle=False):
-            total += (self.invert(self._target.query(x)) - x).square().mean() * len(x)
-        return float(total) / len(self._validation)
+        images = self._validation.images
+        total = torch.zeros((), device=images.images.device)
+        for x, index in Batches(images, _BATCH, shuffle=False):
+            total += (self.invert(self._validation(x, index)) - x).square().mean() * len(x)
+        return float(total) / len(images)
 
     @torch.no_grad()
     def invert(self, z: Tensor) -> Tensor:
@@ -149,6 +155,7 @@ class DecoderJob:
             "schedule": self._schedule.state_dict(),
             "generator": self._generator.get_state(),
             "target": self._target.state_dict(),
+            "observations": [self._own.state_dict(), self._validation.state_dict()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -159,6 +166,8 @@ class DecoderJob:
         self._generator.set_state(state["generator"].clone())
         self._decoder.train()  # a checkpoint from inside an epoch is resumed without another epoch_start
         self._target.load_state_dict(state["target"])
+        for observations, saved in zip((self._own, self._validation), state["observations"], strict=True):
+            observations.load_state_dict(saved)
 
 
 def _cpu(generator: torch.Generator) -> torch.Generator:

@@ -1,0 +1,60 @@
+"""Attacks on one model, each kept as soon as it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sfumato.attacks import Attack, Reconstruction
+from sfumato.errors import CorruptFileError
+from sfumato.metrics import Quality
+from sfumato.storage import load_state, save_state
+
+KEPT = "reconstruction.safetensors"
+
+
+def labels(attacks: Sequence[Attack]) -> tuple[str, ...]:
+    """What people call each: its name, and where several have the same, the arguments that set it apart.
+
+    >>> from sfumato.attacks import DecoderAttack
+    >>> labels([DecoderAttack(), DecoderAttack(observations=16)])
+    ('decoder', 'decoder (observations=16)')
+    """
+    return tuple(_label(attack, [other for other in attacks if other.name == attack.name]) for attack in attacks)
+
+
+def _label(attack: Attack, twins: Sequence[Attack]) -> str:
+    arguments = attack.describe()
+    apart = [
+        f"{name}={value}"
+        for name, value in arguments.items()
+        if any(twin.describe()[name] != value for twin in twins) and value != getattr(type(attack), name, None)
+    ]
+    return f"{attack.name} ({', '.join(apart)})" if apart else attack.name
+
+
+def keep(made: Reconstruction, folder: Path) -> None:
+    """Write what an attack made, so that an audit of many attacks goes on behind it.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    state = {
+        **{name: getattr(made, name) for name in ("threat_model", "queries", "owned", "observations", "seconds")},
+        "diverged": made.diverged,
+        "figures": dict(made.figures),
+        "images": dict(made.images),
+        "quality": {group: dict(vars(quality)) for group, quality in made.quality.items()},
+    }
+    save_state(folder / KEPT, state)
+
+
+def kept(folder: Path) -> Reconstruction | None:
+    """What an attack made before; ``None`` where there is nothing, or the file is damaged."""
+    try:
+        state = load_state(folder / KEPT)
+    except (FileNotFoundError, CorruptFileError):
+        return None
+    quality: Mapping[str, Mapping[str, object]] = state.pop("quality")
+    judged = {group: Quality(**figures) for group, figures in quality.items()}  # type: ignore[arg-type]
+    return Reconstruction(quality=judged, **state)
