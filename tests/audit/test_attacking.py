@@ -5,26 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from sfumato.attacks import DecoderAttack, Reconstruction
+from sfumato.attacks import Reconstruction
 from sfumato.audit import attacking
 from sfumato.audit.settings import load_settings
 from sfumato.errors import InputError
 from sfumato.metrics import Quality
-
-
-def test_labels_tell_what_sets_an_attack_apart():
-    attacks = [
-        DecoderAttack(epochs=3),
-        DecoderAttack(epochs=3, observations=16),
-        DecoderAttack(epochs=3, width=8, images=100),
-    ]
-    assert attacking.labels(attacks) == ("decoder", "decoder (observations=16)", "decoder (images=100, width=8)")
-    assert attacking.labels(attacks[2:]) == ("decoder",)
-
-
-def test_labels_of_different_attacks_differ():
-    attacks = [DecoderAttack(epochs=e, lr=lr, observations=k) for e in (50, 2) for lr in (0.001, 0.1) for k in (1, 4)]
-    assert len(set(attacking.labels(attacks))) == 8
 
 
 def test_the_same_attack_twice_is_refused():

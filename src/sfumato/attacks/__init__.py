@@ -9,10 +9,14 @@ from sfumato.arguments import call
 from sfumato.attacks.base import Attack, Inverter, Knowledge, Learned, Reconstruction
 from sfumato.attacks.feature.decoder import DecoderAttack
 from sfumato.attacks.feature.generator import GeneratorAttack
+from sfumato.attacks.feature.latent_prior import LatentPriorAttack
+from sfumato.attacks.labels import labels
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, GrayBox, ThreatModel, WhiteBox, make_target
 from sfumato.errors import InputError, one_of
 
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (DecoderAttack, GeneratorAttack)}
+ATTACKS: dict[str, type[Attack]] = {
+    attack.name: attack for attack in (DecoderAttack, GeneratorAttack, LatentPriorAttack)
+}
 
 
 def build(spec: str | Mapping[str, Any], *, field: str = "attack") -> Attack:
@@ -41,10 +45,12 @@ __all__ = [
     "GrayBox",
     "Inverter",
     "Knowledge",
+    "LatentPriorAttack",
     "Learned",
     "Reconstruction",
     "ThreatModel",
     "WhiteBox",
     "build",
+    "labels",
     "make_target",
 ]

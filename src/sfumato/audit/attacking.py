@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from sfumato.attacks import Attack, Reconstruction
+from sfumato.attacks import Reconstruction
 from sfumato.errors import CorruptFileError
 from sfumato.metrics import Quality
 from sfumato.storage import load_state, save_state
 
 KEPT = "reconstruction.safetensors"
-
-
-def labels(attacks: Sequence[Attack]) -> tuple[str, ...]:
-    """What people call each: its name, and where several have the same, the arguments that set it apart.
-
-    >>> from sfumato.attacks import DecoderAttack
-    >>> labels([DecoderAttack(), DecoderAttack(observations=16)])
-    ('decoder', 'decoder (observations=16)')
-    """
-    return tuple(_label(attack, [other for other in attacks if other.name == attack.name]) for attack in attacks)
-
-
-def _label(attack: Attack, twins: Sequence[Attack]) -> str:
-    arguments = attack.describe()
-    apart = [
-        f"{name}={value}"
-        for name, value in arguments.items()
-        if any(twin.describe()[name] != value for twin in twins) and value != getattr(type(attack), name, None)
-    ]
-    return f"{attack.name} ({', '.join(apart)})" if apart else attack.name
 
 
 def keep(made: Reconstruction, folder: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import sfumato
 from sfumato import metrics
-from sfumato.attacks import Attack, Knowledge, Reconstruction, WhiteBox, make_target
+from sfumato.attacks import Attack, Knowledge, Reconstruction, WhiteBox, labels, make_target
 from sfumato.audit import attacking
 from sfumato.audit import card as cards
 from sfumato.audit.card import Card
@@ -140,7 +140,7 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
         for group, images in (("train", knowledge.train), ("test", splits.test))
     }
     made = {}
-    for i, (label, attack) in enumerate(zip(attacking.labels(found), found, strict=True)):
+    for i, (label, attack) in enumerate(zip(labels(found), found, strict=True)):
         place = runtime.at(folder / f"{i}-{attack.name}")
         made[label] = _attack(attack, i, run, knowledge, victims, settings, place)
     card = _card(run, settings, splits, found, made, knowledge, victims, runtime)

@@ -2,5 +2,6 @@
 
 from sfumato.attacks.feature.decoder import DecoderAttack
 from sfumato.attacks.feature.generator import GeneratorAttack
+from sfumato.attacks.feature.latent_prior import LatentPriorAttack
 
-__all__ = ["DecoderAttack", "GeneratorAttack"]
+__all__ = ["DecoderAttack", "GeneratorAttack", "LatentPriorAttack"]

@@ -217,7 +217,8 @@ def on_cpu(generator: torch.Generator) -> torch.Generator:
 
 def answer(network: nn.Module, given: Tensor) -> Tensor:
     """What a network in evaluation mode makes of ``given``, in the network's precision, as float32."""
-    made: Tensor = network.eval()(given.to(next(network.parameters()).dtype))
+    dtype = next((p.dtype for p in network.parameters()), given.dtype)
+    made: Tensor = network.eval()(given.to(dtype))
     return made.float()
 
 
