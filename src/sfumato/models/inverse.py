@@ -132,13 +132,14 @@ def _(layer: nn.Conv2d, shape: _Shape) -> list[nn.Module]:
     missing = [side - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for side, out, k, s, p, d in sides]
     return [
         nn.ConvTranspose2d(
-            *(layer.out_channels, layer.in_channels),
-            layer.kernel_size,  # type: ignore[arg-type]
-            stride,  # type: ignore[arg-type]
-            padding,
-            tuple(missing),  # type: ignore[arg-type]
+            layer.out_channels,
+            layer.in_channels,
+            _pair(layer.kernel_size),
+            _pair(stride),
+            _pair(padding),
+            _pair(missing),
             layer.groups,
-            dilation=dilation,  # type: ignore[arg-type]
+            dilation=_pair(dilation),
         )
     ]
 
@@ -156,9 +157,9 @@ def _(layer: nn.Module, shape: _Shape) -> list[nn.Module]:
         return _resized(out, shape)
     enlarged = (shape[0], *(small * r for small, r in zip(out[1:], ratio)))
     # Cells overlap as far as an even number of pixels too many allows.
-    kernel = tuple(2 * r - r % 2 for r in ratio)
-    padding = tuple((k - r) // 2 for k, r in zip(kernel, ratio))
-    unpool = nn.ConvTranspose2d(shape[0], shape[0], kernel, ratio, padding)  # type: ignore[arg-type]
+    kernel = _pair(2 * r - r % 2 for r in ratio)
+    padding = _pair((k - r) // 2 for k, r in zip(kernel, ratio))
+    unpool = nn.ConvTranspose2d(shape[0], shape[0], kernel, _pair(ratio), padding)
     return [nn.BatchNorm2d(shape[0]), nn.ReLU(), unpool, *_resized(enlarged, shape)]
 
 
@@ -233,11 +234,17 @@ def _between(out: _Shape, shape: _Shape) -> list[nn.Module]:
 
 
 def _to_channels(channels: int, out: int, kernel: tuple[int, ...]) -> nn.Module:
-    return nn.Conv2d(channels, out, kernel, padding="same")  # type: ignore[arg-type]
+    odd = _pair(k | 1 for k in kernel)  # of even kernels PyTorch warns that they are slow
+    return nn.Conv2d(channels, out, odd, padding="same")
 
 
 def _resized(have: _Shape, wanted: _Shape) -> list[nn.Module]:
     return [] if have[1:] == wanted[1:] else [nn.Upsample(wanted[1:], mode="bilinear")]
+
+
+def _pair(values: Iterable[int]) -> tuple[int, int]:
+    down, across = values
+    return down, across
 
 
 def _fresh(layer: nn.Module) -> nn.Module:

@@ -63,7 +63,7 @@ class VariationalAutoencoder(Stochastic):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latents (N, c, h, w) given images (N, C, H, W) in [0, 1]."""
-        mean, log_variance = self.encoder(x).chunk(2, 1)
+        mean, log_variance = torch.chunk(self.encoder(x), 2, 1)
         return mean, log_variance.clamp(-_MOST, _MOST)
 
     def decode(self, w: Tensor) -> Tensor:
@@ -103,9 +103,9 @@ class ImageGenerator(nn.Sequential):
 
     def forward(self, w: Tensor) -> Tensor:
         """One pass."""
-        height, breadth = self._size
-        images: Tensor = super().forward(w)[..., :height, :breadth]
-        return images
+        for layer in self:
+            w = layer(w)
+        return w[..., : self._size[0], : self._size[1]]
 
 
 def evidence_loss(network: nn.Module, x: Tensor, divergence_weight: float) -> Tensor:
@@ -114,7 +114,8 @@ def evidence_loss(network: nn.Module, x: Tensor, divergence_weight: float) -> Te
     With Gaussian pixels of variance s² around the reconstruction the weight of the bound is 2·s².
     """
     made, cost = network(x)
-    return F.mse_loss(made, x) + divergence_weight * cost.mean() / x[0].numel()
+    divergence: Tensor = divergence_weight * cost.mean() / x[0].numel()
+    return F.mse_loss(made, x) + divergence
 
 
 def _halved(width: int) -> tuple[nn.Module, ...]:

@@ -78,8 +78,8 @@ class LatentPriorAttack(Attack):
     prior_weight: float = 1e-4
     refine_steps: int = 200
     refine_step_size: float = 0.01
-    tv: float = 0.1
-    pull: float = 0.1
+    tv: float = 0.3
+    pull: float = 0.3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,7 +116,7 @@ class LatentPriorAttack(Attack):
         encoder = LatentEncoder(target.feature_shape, prior.latent_shape, width=self.width, generator=on_cpu(generator))
         learned += [learn("encoder", encoder, lambda network, x, z: F.mse_loss(generate(network(z)), x), pairs)]
         if isinstance(target, WhiteBox):
-            send = partial(_sent, target)
+            send: Callable[[Tensor], Tensor] = partial(_sent, target)
         else:
             surrogate = self._surrogate(target, generator)
             if any(True for _ in surrogate.parameters()):  # an edge without weights is known without learning
