@@ -41,14 +41,14 @@ def minimize(
     for step in range(steps + 1):
         with torch.enable_grad():
             values = objective(point)
+            total = values.sum()  # its gradient is each point's own; and Adam's steps are element by element
         with torch.no_grad():
             better = values < lowest
             lowest = torch.where(better, values, lowest)
             best = torch.where(better.view(-1, *(1,) * (best.ndim - 1)), point, best)
         if step == steps:
             break
-        # The sum's gradient is each point's own; and Adam's steps are element by element.
-        (point.grad,) = torch.autograd.grad(values.sum(), point)
+        (point.grad,) = torch.autograd.grad(total, point)
         adam.step()
         schedule.step()
         if bounds is not None:
