@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from sfumato.attacks.feature.latent_prior import _Search, _sent
 from sfumato.attacks.feature.latent_search import feature_gap
 from sfumato.data import load
 from sfumato.defenses.dropout import FeatureDropout
+from sfumato.defenses.noise import AdditiveNoise
 from sfumato.errors import InputError, Interrupted
-from sfumato.models import SplitModel, set_generator
+from sfumato.models import Dropout, SplitModel, set_generator
 from sfumato.training import make_fabric
 
 SMALL = LatentPriorAttack(
@@ -95,7 +95,10 @@ def test_the_search_lowers_its_objective_and_keeps_the_best_start(threat_model: 
     assert (values[4, 0] <= values[1, 0]).all()
     assert (values[4, 20] <= values[1, 20]).all()
     w, value = search.latents(z)
-    twin = feature_gap(search._send(search._generate(w)), z, search._scale) + 1e-4 * w.square().flatten(1).mean(1)
+    with torch.no_grad():
+        picture, guessed = search._generate(w), search._generate(search._encode(z))
+        twin = feature_gap(search._send(picture), z, search._scale) + 1e-4 * w.square().flatten(1).mean(1)
+        twin += search._doubt * (picture - guessed).square().flatten(1).mean(1)
     torch.testing.assert_close(value, twin, rtol=1e-4, atol=1e-6)
 
 
@@ -144,8 +147,8 @@ def test_only_a_white_box_uses_the_weights() -> None:
         names = [title.removeprefix("attack: latent_prior, ") for title in titles]
         assert names == [*["prior", "encoder", "edge"][:parts], "search"]
         assert ("edge_mse" in made.figures) == (parts == 3)
-        # Each part that needs queries: before, after each epoch, at the end; the scale of the features once.
-        assert made.queries == (parts - 1) * (9 * 4 + 2 * 24) + 24
+        # Each part that needs queries: before, after each epoch, at the end; the features' scale and the doubt once.
+        assert made.queries == (parts - 1) * (9 * 4 + 2 * 24) + 24 + 9
 
 
 def test_an_edge_without_weights_needs_no_teaching() -> None:
@@ -224,17 +227,37 @@ def test_rebuilds_digits_and_the_weights_help() -> None:
     assert data.auxiliary is not None
     mine = Knowledge(data.auxiliary, data.validation, "auxiliary")
     victims = {"test": data.test.select(torch.arange(64))}
-    spec = LatentPriorAttack(
-        latent_channels=4, width=8, epochs=8, lr=0.01, batch_size=32, restarts=1, steps=60, refine_steps=60
-    )
-    errors = Counter[str]()
+    spec = LatentPriorAttack(latent_channels=4, width=8, epochs=6, lr=0.01, batch_size=32, restarts=1, steps=40)
+    spec = dataclasses.replace(spec, refine_steps=40)
+    errors: dict[str, float] = {}
     for threat_model in THREAT_MODELS:
         target = target_of(make_split(defended=False), threat_model)
         made = spec(target, mine, victims, generator=generator(0), runtime=runtime())
-        errors[threat_model] = float(made.quality["test"].mse.mean())  # type: ignore[assignment]
+        errors[threat_model] = float(made.quality["test"].mse.mean())
     x = victims["test"].images / 255
     mean_image = float((x - (data.auxiliary.images / 255).mean(0)).square().mean())
-    assert errors["white-box"] < 0.4 * mean_image
-    assert errors["gray-box"] < 0.7 * mean_image
-    assert errors["black-box"] < mean_image
-    assert errors["white-box"] < errors["gray-box"]
+    assert errors["white-box"] < 0.25 * mean_image
+    assert errors["white-box"] < 0.7 * min(errors["gray-box"], errors["black-box"])
+    # A poor imitation is no worse than what the encoder guesses.
+    assert max(errors["gray-box"], errors["black-box"]) < 0.5 * mean_image
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.5])
+def test_noise_is_what_the_edge_is_doubted_for(sigma: float) -> None:
+    """White-box the expectation is exact: what is left is the channel's variance, here over that of the whole."""
+    model = identity_split(AdditiveNoise(sigma, "gaussian"))
+    set_generator(model, generator(0))
+    target = target_of(model, "white-box")
+    made = SMALL.run(target, make_knowledge(), generator=generator(0), runtime=runtime())
+    search = made.invert
+    assert isinstance(search, _Search)
+    pixels = make_knowledge().train.images / 255
+    total = float(pixels.var(0, correction=0).mean()) + sigma**2 * 23 / 24
+    assert search._scale == pytest.approx(total, rel=0.05)
+    assert search._doubt == pytest.approx(sigma**2 / search._scale / made.figures["mse_after"], rel=0.1)
+
+
+def test_a_gray_box_teaches_the_deployed_edge() -> None:
+    """Dropout inside the edge is off where it is deployed, and so in what imitates it."""
+    edge = SMALL._surrogate(target_of(make_split(defended=False), "gray-box"), generator(0))
+    assert [layer.p for layer in edge.modules() if isinstance(layer, Dropout)] == [0.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +19,14 @@ from sfumato.attacks.observations import observe
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, GrayBox, ThreatModel, WhiteBox
 from sfumato.data import Batches
 from sfumato.errors import Interrupted
-from sfumato.models import expected
+from sfumato.models import Dropout, expected
 from sfumato.models.inverse import assumed_edge
 from sfumato.models.layers import initialize
 from sfumato.models.vae import LatentEncoder, VariationalAutoencoder, evidence_loss
 from sfumato.training import Runtime
 
 _BATCH = 512
+_LEAST_ERROR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,10 @@ class LatentPriorAttack(Attack):
             if any(True for _ in surrogate.parameters()):  # an edge without weights is known without learning
                 learned += [learn("edge", surrogate, lambda network, x, z: F.mse_loss(network(x), z), pairs)]
             send = _frozen(surrogate)
-        search = _Search(self, generate, _frozen(encoder), send, _variance(pairs[0]), generator, runtime)
+        scale = _variance(pairs[0])
+        doubt = _gap(send, pairs[1], scale) * math.prod(target.image_shape) / math.prod(target.feature_shape)
+        doubt /= max(learned[1].after, _LEAST_ERROR)
+        search = _Search(self, generate, _frozen(encoder), send, (scale, doubt), generator, runtime)
         figures = {"mse_before": learned[1].before, "mse_after": learned[1].after, "prior_loss": learned[0].after}
         if len(learned) > 2:
             figures["edge_mse"] = learned[2].after
@@ -137,7 +142,11 @@ class LatentPriorAttack(Attack):
     def _surrogate(self, target: BlackBox, generator: torch.Generator) -> nn.Module:
         """An edge to be taught, of the true structure where it is known."""
         if isinstance(target, GrayBox):
-            return target.architecture(generator=generator)
+            edge = target.architecture(generator=generator)
+            for layer in edge.modules():
+                if isinstance(layer, Dropout):
+                    layer.p = 0.0  # the deployed edge has it off
+            return edge
         guess = assumed_edge(target.feature_shape, target.image_shape, width=self.width)
         return initialize(guess, on_cpu(generator))
 
@@ -151,12 +160,13 @@ class _Search:
         generate: Callable[[Tensor], Tensor],
         encode: Callable[[Tensor], Tensor],
         send: Callable[[Tensor], Tensor],
-        scale: float,
+        scale_and_doubt: tuple[float, float],
         generator: torch.Generator,
         runtime: Runtime,
     ) -> None:
         self._spec, self._generate, self._encode, self._send = spec, generate, encode, send
-        self._scale, self._generator, self._runtime = scale, generator, runtime
+        self._scale, self._doubt = scale_and_doubt
+        self._generator, self._runtime = generator, runtime
 
     def __call__(self, z: Tensor) -> Tensor:
         """Pictures of intercepted features.
@@ -167,7 +177,8 @@ class _Search:
         spec = self._spec
         total = spec.restarts * spec.steps + spec.refine_steps
         self._runtime.progress.start(f"attack: {spec.name}, search", total)
-        picture = self._generate(self.latents(z)[0]).detach()
+        with torch.no_grad():
+            picture = self._generate(self.latents(z)[0])
         if spec.refine_steps:
             picture = self.refined(picture, z)[0]
         self._runtime.progress.finish()
@@ -175,26 +186,23 @@ class _Search:
 
     def latents(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The best latents found, and their objective (N,)."""
-        spec = self._spec
+        spec, (guess, guessed) = self._spec, self._guess(z)
 
         def objective(w: Tensor) -> Tensor:
-            gap = feature_gap(self._send(self._generate(w)), z, self._scale)
-            return gap + spec.prior_weight * w.square().flatten(1).mean(1)
+            picture = self._generate(w)
+            return self._misfit(picture, z, guessed) + spec.prior_weight * _mean_square(w)
 
-        with torch.no_grad():
-            guess = self._encode(z)
         starts = [guess, *(self._drawn(guess) for _ in range(spec.restarts - 1))]
         search = partial(minimize, objective, steps=spec.steps, step_size=spec.step_size, each_step=self._step)
         return best_of([search(start) for start in starts])
 
     def refined(self, picture: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels that fit the feature better, not far from the prior's picture, and their objective (N,)."""
-        spec = self._spec
+        spec, (_, guessed) = self._spec, self._guess(z)
 
         def objective(x: Tensor) -> Tensor:
-            gap = feature_gap(self._send(x), z, self._scale)
-            away = (x - picture).square().flatten(1).mean(1)
-            return gap + spec.tv * total_variation(x) + spec.pull * away
+            held = spec.tv * total_variation(x) + spec.pull * _mean_square(x - picture)
+            return self._misfit(x, z, guessed) + held
 
         return minimize(
             objective,
@@ -204,6 +212,15 @@ class _Search:
             bounds=(0.0, 1.0),
             each_step=self._step,
         )
+
+    @torch.no_grad()
+    def _guess(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's latents and their picture."""
+        guess = self._encode(z)
+        return guess, self._generate(guess)
+
+    def _misfit(self, x: Tensor, z: Tensor, guessed: Tensor) -> Tensor:
+        return feature_gap(self._send(x), z, self._scale) + self._doubt * _mean_square(x - guessed)
 
     def _drawn(self, like: Tensor) -> Tensor:
         made = torch.randn(like.shape, generator=self._generator, device=self._generator.device)
@@ -224,6 +241,18 @@ def _sent(target: WhiteBox, x: Tensor) -> Tensor:
     """The feature to expect of x; differentiable."""
     dtype = next((p.dtype for p in target.edge.parameters()), x.dtype)
     return expected(target.channel, target.edge(x.to(dtype))).float()
+
+
+def _mean_square(a: Tensor) -> Tensor:
+    return a.square().flatten(1).mean(1)
+
+
+@torch.no_grad()
+def _gap(send: Callable[[Tensor], Tensor], pairs: Pairs, scale: float) -> float:
+    """Mean relative squared distance of features from what was expected of their images."""
+    batches = Batches(pairs.images, _BATCH, shuffle=False)
+    gaps = torch.cat([feature_gap(send(x), pairs(x, index), scale) for x, index in batches])
+    return float(gaps.mean())
 
 
 @torch.no_grad()
