@@ -15,7 +15,9 @@ from sfumato.attacks import (
     BlackBox,
     DecoderAttack,
     GANAttack,
+    GeneratorAttack,
     Knowledge,
+    LatentPriorAttack,
     Learned,
     ThreatModel,
     make_target,
@@ -32,6 +34,8 @@ SHAPE = (1, 16, 16)
 CONTRACT: dict[str, Attack] = {
     "decoder": DecoderAttack(depth=0, width=4, epochs=2, batch_size=8),
     "gan": GANAttack(depth=0, width=4, critic_width=2, epochs=2, critic_steps=2, batch_size=8, pretrain_epochs=1),
+    "generator": GeneratorAttack(width=4, epochs=2, batch_size=8),
+    "latent_prior": LatentPriorAttack(width=4, epochs=1, batch_size=8, steps=3, refine_steps=3),
 }
 
 

@@ -9,11 +9,15 @@ from sfumato.arguments import call
 from sfumato.attacks.base import Attack, Inverter, Knowledge, Learned, Reconstruction
 from sfumato.attacks.feature.decoder import DecoderAttack
 from sfumato.attacks.feature.gan import GANAttack
+from sfumato.attacks.feature.generator import GeneratorAttack
+from sfumato.attacks.feature.latent_prior import LatentPriorAttack
 from sfumato.attacks.labels import labels
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, GrayBox, ThreatModel, WhiteBox, make_target
 from sfumato.errors import InputError, one_of
 
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (DecoderAttack, GANAttack)}
+ATTACKS: dict[str, type[Attack]] = {
+    attack.name: attack for attack in (DecoderAttack, GANAttack, GeneratorAttack, LatentPriorAttack)
+}
 
 
 def build(spec: str | Mapping[str, Any], *, field: str = "attack") -> Attack:
@@ -39,9 +43,11 @@ __all__ = [
     "BlackBox",
     "DecoderAttack",
     "GANAttack",
+    "GeneratorAttack",
     "GrayBox",
     "Inverter",
     "Knowledge",
+    "LatentPriorAttack",
     "Learned",
     "Reconstruction",
     "ThreatModel",

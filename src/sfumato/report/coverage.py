@@ -40,6 +40,7 @@ FAMILIES = (
         frozenset({"averaging", "average", "repeated", "adaptive"}),
     ),
     Family("an ensemble of decoders of several shapes", frozenset({"ensemble"})),
+    Family("searching the latents of a generative model for a picture that fits", frozenset({"latent_prior"})),
     Family("fitting an untrained network (deep image prior)", frozenset({"deep_image_prior", "prior", "dip"})),
 )
 

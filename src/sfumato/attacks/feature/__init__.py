@@ -2,5 +2,7 @@
 
 from sfumato.attacks.feature.decoder import DecoderAttack
 from sfumato.attacks.feature.gan import GANAttack
+from sfumato.attacks.feature.generator import GeneratorAttack
+from sfumato.attacks.feature.latent_prior import LatentPriorAttack
 
-__all__ = ["DecoderAttack", "GANAttack"]
+__all__ = ["DecoderAttack", "GANAttack", "GeneratorAttack", "LatentPriorAttack"]

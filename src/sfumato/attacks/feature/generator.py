@@ -1,0 +1,111 @@
+"""Train an inverse network that mirrors the edge, as far as the attacker knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.attacks.base import Attack, Knowledge, Learned
+from sfumato.attacks.feature.fitting import Recipe, answer, on_cpu, train_network
+from sfumato.attacks.observations import observe
+from sfumato.attacks.threat import THREAT_MODELS, BlackBox, GrayBox, ThreatModel
+from sfumato.errors import InputError
+from sfumato.models.inverse import Inverse, assumed_edge
+from sfumato.training import Runtime
+
+
+@dataclass(frozen=True)
+class GeneratorAttack(Attack):
+    """Learn x from z by mean squared error with the edge turned around (Yang 2019, He 2020, Yin 2023).
+
+    Who knows the edge's architecture mirrors it layer by layer; its weights are not used. Who does not assumes one from
+    the shapes of image and feature (:func:`~sfumato.models.inverse.assumed_edge`) and mirrors that: then it needs
+    queries alone. The epoch with the best MSE on the attacker's own validation images is kept; where that has not
+    improved for ``patience`` epochs, the rate is halved.
+
+    Args:
+        structure: ``mirror`` the true edge, ``guess`` one from the shapes alone, or ``auto``: mirror where the threat
+            model allows it.
+        width: Channels of a guessed edge's first block.
+        epochs: Passes over the attacker's images.
+        lr: Learning rate of Adam (β1 = 0.5).
+        batch_size: Images a step.
+        patience: Epochs without improvement before the rate is halved.
+    """
+
+    name: ClassVar[str] = "generator"
+    source: ClassVar[str] = "Yang et al. 2019 (CCS); He et al. 2020; Yin et al. 2023 (Ginver)"
+    threat_models: ClassVar[frozenset[ThreatModel]] = frozenset(THREAT_MODELS)
+    cost: ClassVar[str] = "epochs × images queries, then one forward pass an image"
+    structure: Literal["auto", "guess", "mirror"] = "auto"
+    width: int = 64
+    epochs: int = 100
+    lr: float = 2e-4
+    batch_size: int = 64
+    patience: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.structure in ("auto", "guess", "mirror"), "structure", "one of auto, guess, mirror")
+        self._require(self.width >= 1, "width", "1 or more")
+        self._require(self.epochs >= 1, "epochs", "1 or more")
+        self._require(0 < self.lr < float("inf"), "lr", "a learning rate above 0")
+        self._require(self.batch_size >= 2, "batch_size", "2 or more")
+        self._require(self.patience >= 0, "patience", "0 or more")
+
+    def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
+        """A guess has to be able to enlarge the feature to the image; a mirror takes any feature."""
+        if self.structure == "guess":
+            assumed_edge(feature_shape, image_shape, width=1)
+
+    def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
+        """Train the inverse network on queries; resumes from the runtime's folder."""
+        pairs = observe(target, knowledge)
+        network = self.network(target, generator=generator)
+        recipe = Recipe(self.epochs, self.batch_size, self.lr, beta1=0.5, patience=self.patience)
+        fitted = train_network(
+            network,
+            _error,
+            pairs,
+            recipe,
+            title=f"attack: {self.name}",
+            target=target,
+            generator=generator,
+            runtime=runtime,
+        )
+
+        @torch.no_grad()
+        def invert(z: Tensor) -> Tensor:
+            return answer(network, z)
+
+        figures = {
+            "mse_before": fitted.before,
+            "mse_after": fitted.after,
+            "epoch_kept": float(fitted.result.epoch_kept),
+        }
+        return Learned(invert, figures, fitted.result.diverged)
+
+    def network(self, target: BlackBox, *, generator: torch.Generator) -> Inverse:
+        """The inverse network before training, on the CPU.
+
+        Raises:
+            InputError: The edge is to be mirrored, but the target does not show its architecture; or the guess cannot
+                enlarge such a feature.
+        """
+        mirrors = self.structure == "mirror" or (self.structure == "auto" and isinstance(target, GrayBox))
+        if not mirrors:
+            edge: nn.Module = assumed_edge(target.feature_shape, target.image_shape, width=self.width)
+        elif isinstance(target, GrayBox):
+            edge = target.architecture(generator=generator)
+        else:
+            accepted = "guess or auto: a black-box attacker does not know the edge's structure"
+            raise InputError(f"{self.name}.structure", self.structure, accepted)
+        return Inverse(edge, target.image_shape, generator=on_cpu(generator))
+
+
+def _error(network: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+    return F.mse_loss(network(z), x)
