@@ -8,10 +8,11 @@ from typing import Any
 from sfumato.arguments import call
 from sfumato.attacks.base import Attack, Inverter, Knowledge, Learned, Reconstruction
 from sfumato.attacks.feature.decoder import DecoderAttack
+from sfumato.attacks.feature.rmle import RMLEAttack
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, GrayBox, ThreatModel, WhiteBox, make_target
 from sfumato.errors import InputError, one_of
 
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (DecoderAttack,)}
+ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (DecoderAttack, RMLEAttack)}
 
 
 def build(spec: str | Mapping[str, Any], *, field: str = "attack") -> Attack:
@@ -40,6 +41,7 @@ __all__ = [
     "Inverter",
     "Knowledge",
     "Learned",
+    "RMLEAttack",
     "Reconstruction",
     "ThreatModel",
     "WhiteBox",
