@@ -169,13 +169,16 @@ class Settings(_Settings):
         """The attacks.
 
         Raises:
-            InputError: Unknown names or arguments, all at once; no attack at all.
+            InputError: Unknown names or arguments, all at once; the same attack twice; no attack at all.
         """
         found: list[Attack] = []
         errors: list[InputError] = []
         for i, entry in enumerate(self.attacks):
             try:
-                found.append(attacks.build(entry, field=f"attacks[{i}]"))
+                attack = attacks.build(entry, field=f"attacks[{i}]")
+                if attack in found:
+                    raise InputError(f"attacks[{i}]", entry, f"something else than attacks[{found.index(attack)}]")
+                found.append(attack)
             except InputError as error:
                 errors += together(error)
         if not self.attacks:

@@ -18,7 +18,7 @@ _MOMENTUM = 0.9
 _BETAS = (0.9, 0.999)
 _PATIENCE = 20
 """Steps without progress after which an image's step length is halved."""
-_PROGRESS = 1e-3
+_PROGRESS = 3e-4
 _SHORTEST = 2.0**-7
 """Step length, relative to the first, below which an image is done."""
 _STATIONARY = 1e-6
@@ -56,7 +56,7 @@ def minimize(
 
     No image influences another: each has its own step length, history and end. One is left alone once its projected
     gradient has vanished (a millionth of the first), once its step length has been halved seven times (it is, whenever
-    20 steps gain less than a thousandth, and whenever the value is twice the best, from which it then goes on), or, for ``lbfgs``, once no step along the steepest descent improves it. Where
+    20 steps gain less than a three-thousandth, and whenever the value is twice the best, from which it then goes on), or, for ``lbfgs``, once no step along the steepest descent improves it. Where
     the objective or its gradient is not finite it stays where it was.
 
     Args:
