@@ -14,6 +14,7 @@ from sfumato.attacks import (
     Attack,
     BlackBox,
     DecoderAttack,
+    DeepPriorAttack,
     Knowledge,
     Learned,
     RMLEAttack,
@@ -31,6 +32,7 @@ SHAPE = (1, 16, 16)
 # The contract table: every registered attack, with arguments that make it quick.
 CONTRACT: dict[str, Attack] = {
     "decoder": DecoderAttack(depth=0, width=4, epochs=2, batch_size=8),
+    "deep_prior": DeepPriorAttack(steps=4, width=4, depth=2, inputs=2),
     "rmle": RMLEAttack(steps=6, tv=0.1, start="noise", restarts=2, stages=2),
 }
 QUERY_FREE = frozenset({"rmle", "deep_prior"})

@@ -8,12 +8,13 @@ from typing import Any
 from sfumato.arguments import call
 from sfumato.attacks.base import Attack, Inverter, Knowledge, Learned, Reconstruction
 from sfumato.attacks.feature.decoder import DecoderAttack
+from sfumato.attacks.feature.deep_prior import DeepPriorAttack
 from sfumato.attacks.feature.rmle import RMLEAttack
 from sfumato.attacks.labels import labels
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, GrayBox, ThreatModel, WhiteBox, make_target
 from sfumato.errors import InputError, one_of
 
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (DecoderAttack, RMLEAttack)}
+ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (DecoderAttack, RMLEAttack, DeepPriorAttack)}
 
 
 def build(spec: str | Mapping[str, Any], *, field: str = "attack") -> Attack:
@@ -38,6 +39,7 @@ __all__ = [
     "Attack",
     "BlackBox",
     "DecoderAttack",
+    "DeepPriorAttack",
     "GrayBox",
     "Inverter",
     "Knowledge",

@@ -40,7 +40,7 @@ FAMILIES = (
         frozenset({"averaging", "average", "repeated", "adaptive"}),
     ),
     Family("an ensemble of decoders of several shapes", frozenset({"ensemble"})),
-    Family("fitting an untrained network (deep image prior)", frozenset({"deep_image_prior", "prior", "dip"})),
+    Family("fitting an untrained network (deep image prior)", frozenset({"deep_prior"})),
 )
 
 _REPEATS = ("observations", "repeats", "average")

@@ -30,13 +30,14 @@ class Matcher:
         knowledge: The attacker's images.
 
     Attributes:
+        image_shape: (C, H, W).
         mean: (C, H, W), the mean of the attacker's images.
         own: (n, C, H, W), up to 16 images of those that the attacker selects on.
         sent: (n, ...), what the device would send for them.
     """
 
     def __init__(self, target: WhiteBox, knowledge: Knowledge) -> None:
-        self._target = target
+        self._target, self.image_shape = target, target.image_shape
         self._dtype = next((p.dtype for p in target.edge.parameters()), torch.float32)
         measured = self._pixels(knowledge.train.images[:_MEASURED])
         self.mean = knowledge.train.images.to(self._dtype).mean(0) / 255
