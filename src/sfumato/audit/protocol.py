@@ -22,6 +22,7 @@ from sfumato.attacks import Attack, Knowledge, Reconstruction, WhiteBox, labels,
 from sfumato.audit import attacking
 from sfumato.audit import card as cards
 from sfumato.audit.card import Card
+from sfumato.audit.judge import add_judgement, train_judge
 from sfumato.audit.runs import Run, checksum_of, edge_digest, load_data, prepare, recipe_of, train_run, undefended
 from sfumato.audit.settings import Settings
 from sfumato.audit.suspicions import Evidence, gradient_through, is_random, levels_of, suspicions
@@ -135,6 +136,8 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
         # What people call a defense does not determine its result, and may have changed since.
         return known.model_copy(update={"defense": _defense_info(run.label, run.defense)})
     knowledge = _knowledge(settings, splits)
+    root = run.folder.parent
+    judge = train_judge(settings, splits, root=root, runtime=runtime) if settings.evaluation.judge else None
     victims = {
         group: _first(images, settings.evaluation.victims)
         for group, images in (("train", knowledge.train), ("test", splits.test))
@@ -144,6 +147,8 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
         place = runtime.at(folder / f"{i}-{attack.name}")
         made[label] = _attack(attack, i, run, knowledge, victims, settings, place)
     card = _card(run, settings, splits, found, made, knowledge, victims, runtime)
+    if judge is not None:
+        card = add_judgement(card, judge, made, victims["test"])
     card.save(folder / CARD)
     write_text(folder / CHECKSUM, file_digest(folder / CARD) + "\n")
     for i, attack in enumerate(found):
