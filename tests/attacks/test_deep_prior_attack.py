@@ -101,14 +101,10 @@ def test_finds_digits_through_an_edge_that_can_nearly_be_inverted(optimize_input
         edge[0].weight.copy_(torch.randn(6, 1, 3, 3, generator=generator(1)) / 3)
         edge[0].bias.zero_()
     cloud = nn.Sequential(nn.Flatten(), nn.Linear(6 * 256, 2))
-    split = SplitModel(
-        edge, nn.Identity(), cloud, image_shape=(1, 32, 32), feature=Feature((6, 16, 16)), cut="edge"
-    )
+    split = SplitModel(edge, nn.Identity(), cloud, image_shape=(1, 32, 32), feature=Feature((6, 16, 16)), cut="edge")
     attack = DeepPriorAttack(steps=70, width=10, inputs=4, lr=0.02, optimize_input=optimize_input)
     victims = data.test.select(torch.arange(3))
-    made = attack(
-        target_of(split, "white-box"), mine, {"test": victims}, generator=generator(0), runtime=runtime()
-    )
+    made = attack(target_of(split, "white-box"), mine, {"test": victims}, generator=generator(0), runtime=runtime())
     x = victims.images / 255
     mean_image = (x - (data.train.images / 255).mean(0)).square().mean((1, 2, 3))
     assert (made.quality["test"].mse < 0.3 * mean_image).all()

@@ -89,9 +89,7 @@ class DeepPriorAttack(Attack):
 class _Search:
     """One attack on one target."""
 
-    def __init__(
-        self, attack: DeepPriorAttack, matcher: Matcher, generator: torch.Generator, runtime: Runtime
-    ) -> None:
+    def __init__(self, attack: DeepPriorAttack, matcher: Matcher, generator: torch.Generator, runtime: Runtime) -> None:
         self._attack, self._matcher, self._runtime = attack, matcher, runtime
         _, height, width = shape = matcher.image_shape
         self._networks = Hourglasses(shape, inputs=attack.inputs, width=attack.width, depth=attack.depth)

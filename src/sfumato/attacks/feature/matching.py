@@ -1,4 +1,4 @@
-"""What attacks that search for an image share: how far its feature is from the one intercepted, and images to try on."""
+"""What attacks that search for an image share: how far its feature is from the intercepted one, and images to try."""
 
 from __future__ import annotations
 

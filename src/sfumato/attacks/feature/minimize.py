@@ -54,10 +54,11 @@ def minimize(
 ) -> Minimum:
     """Descend from ``start``, keeping within [0, 1] by projection after each step.
 
-    No image influences another: each has its own step length, history and end. One is left alone once its projected
-    gradient has vanished (a millionth of the first), once its step length has been halved seven times (it is, whenever
-    20 steps gain less than a three-thousandth, and whenever the value is twice the best, from which it then goes on), or, for ``lbfgs``, once no step along the steepest descent improves it. Where
-    the objective or its gradient is not finite it stays where it was.
+    No image influences another: each has its own step length, history and end. The step length of ``adam`` and ``sgd``
+    is halved whenever 20 steps gain less than 0.03 %, and whenever the value rises by more than the size of the best,
+    from where it then goes on. An image is left alone once its projected gradient has vanished (a millionth of the
+    first), once its step length has been halved more than seven times, or, for ``lbfgs``, once no step along the
+    steepest descent improves it. Where the objective or its gradient is not finite it stays where it was.
 
     Args:
         objective: What to minimize. Its values may be means: gradients are scaled by the elements of an image, so that
@@ -110,7 +111,7 @@ class _Problem:
 
     def stationary(self, x: Tensor, gradient: Tensor) -> Tensor:
         """Which have nowhere to go."""
-        norm = (free(x, gradient) * gradient).flatten(1).norm(dim=1)
+        norm: Tensor = (free(x, gradient) * gradient).flatten(1).norm(dim=1)
         if self.first is None:
             self.first = norm
         return ~(norm > _STATIONARY * self.first)
@@ -133,6 +134,9 @@ class _Rule(Protocol):
     def step(self, gradient: Tensor) -> Tensor:
         """What to subtract at a step length of 1."""
 
+    def forget(self, which: Tensor) -> None:
+        """These begin anew."""
+
     def select(self, moving: Tensor) -> None:
         """Go on with these only."""
 
@@ -146,7 +150,8 @@ class _Adam:
         self._mean.lerp_(gradient, 1 - _BETAS[0])
         self._square.lerp_(gradient.square(), 1 - _BETAS[1])
         corrected = (self._square / (1 - _BETAS[1] ** self._count)).sqrt_().add_(1e-8)
-        return self._mean / (1 - _BETAS[0] ** self._count) / corrected
+        step: Tensor = self._mean / (1 - _BETAS[0] ** self._count) / corrected
+        return step
 
     def forget(self, which: Tensor) -> None:
         self._mean[which] = 0

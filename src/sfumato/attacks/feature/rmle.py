@@ -88,7 +88,9 @@ class RMLEAttack(Attack):
         assert isinstance(target, WhiteBox)  # checked by __call__
         search = _Search(self, Matcher(target, knowledge), generator, runtime)
         weight, figures = search.rehearse()
-        return Learned(lambda z: search(z, weight).images.float(), figures, not math.isfinite(figures["objective_after"]))
+        return Learned(
+            lambda z: search(z, weight).images.float(), figures, not math.isfinite(figures["objective_after"])
+        )
 
 
 def total_variation(x: Tensor) -> Tensor:
@@ -117,9 +119,11 @@ class _Search:
             for _ in range(1, self._attack.restarts):
                 other = self._once(z, weights, "noise", tick)
                 better = other.values < best.values
-                images = torch.where(better.view(-1, 1, 1, 1), other.images, best.images)
-                values, steps = (torch.where(better, b, a) for a, b in ((best.values, other.values), (best.steps, other.steps)))
-                best = Minimum(images, values, steps)
+                best = Minimum(
+                    torch.where(better.view(-1, 1, 1, 1), other.images, best.images),
+                    torch.where(better, other.values, best.values),
+                    torch.where(better, other.steps, best.steps),
+                )
         return best
 
     def objective(self, x: Tensor, z: Tensor, tv: Tensor) -> Tensor:
