@@ -14,11 +14,13 @@ from sfumato.attacks import (
     Attack,
     BlackBox,
     DecoderAttack,
+    DeepPriorAttack,
     GANAttack,
     GeneratorAttack,
     Knowledge,
     LatentPriorAttack,
     Learned,
+    RMLEAttack,
     ThreatModel,
     make_target,
 )
@@ -36,7 +38,11 @@ CONTRACT: dict[str, Attack] = {
     "gan": GANAttack(depth=0, width=4, critic_width=2, epochs=2, critic_steps=2, batch_size=8, pretrain_epochs=1),
     "generator": GeneratorAttack(width=4, epochs=2, batch_size=8),
     "latent_prior": LatentPriorAttack(width=4, epochs=1, batch_size=8, steps=3, refine_steps=3),
+    "deep_prior": DeepPriorAttack(steps=4, width=4, depth=2, inputs=2),
+    "rmle": RMLEAttack(steps=6, tv=0.1, start="noise", restarts=2, stages=2),
 }
+QUERY_FREE = frozenset({"rmle", "deep_prior"})
+"""They use their own copy of the device."""
 
 
 def generator(seed: int) -> torch.Generator:

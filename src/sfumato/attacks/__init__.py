@@ -8,15 +8,18 @@ from typing import Any
 from sfumato.arguments import call
 from sfumato.attacks.base import Attack, Inverter, Knowledge, Learned, Reconstruction
 from sfumato.attacks.feature.decoder import DecoderAttack
+from sfumato.attacks.feature.deep_prior import DeepPriorAttack
 from sfumato.attacks.feature.gan import GANAttack
 from sfumato.attacks.feature.generator import GeneratorAttack
 from sfumato.attacks.feature.latent_prior import LatentPriorAttack
+from sfumato.attacks.feature.rmle import RMLEAttack
 from sfumato.attacks.labels import labels
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, GrayBox, ThreatModel, WhiteBox, make_target
 from sfumato.errors import InputError, one_of
 
 ATTACKS: dict[str, type[Attack]] = {
-    attack.name: attack for attack in (DecoderAttack, GANAttack, GeneratorAttack, LatentPriorAttack)
+    attack.name: attack
+    for attack in (DecoderAttack, GANAttack, GeneratorAttack, RMLEAttack, DeepPriorAttack, LatentPriorAttack)
 }
 
 
@@ -42,6 +45,7 @@ __all__ = [
     "Attack",
     "BlackBox",
     "DecoderAttack",
+    "DeepPriorAttack",
     "GANAttack",
     "GeneratorAttack",
     "GrayBox",
@@ -49,6 +53,7 @@ __all__ = [
     "Knowledge",
     "LatentPriorAttack",
     "Learned",
+    "RMLEAttack",
     "Reconstruction",
     "ThreatModel",
     "WhiteBox",

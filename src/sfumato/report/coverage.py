@@ -41,7 +41,7 @@ FAMILIES = (
     ),
     Family("an ensemble of decoders of several shapes", frozenset({"ensemble"})),
     Family("searching the latents of a generative model for a picture that fits", frozenset({"latent_prior"})),
-    Family("fitting an untrained network (deep image prior)", frozenset({"deep_image_prior", "prior", "dip"})),
+    Family("fitting an untrained network (deep image prior)", frozenset({"deep_prior"})),
 )
 
 _REPEATS = ("observations", "repeats", "average")
