@@ -137,6 +137,7 @@ def test_runs_attacked_later_are_held_against_conditions_of_that_call(audit, aud
 
 
 UNMEASURED = "identity>0.3"
+UNJUDGED = ("--evaluation.judge", "false")
 
 
 @pytest.mark.parametrize(
@@ -145,13 +146,13 @@ UNMEASURED = "identity>0.3"
         (["--fail-if", "ssmi>0.5"], ["fail_if[0]: got 'ssmi>0.5'; accepted: for its metric, did you mean ssim?"]),
         (["--fail-if", "ssim"], ["in quotes, for > and < mean something to a shell"]),
         (["--fail-if", '{"ssim": 0.5}'], ["fail_if[0]: got {'ssim': 0.5}; accepted: text: [ATTACK:]METRIC"]),
-        (["--fail-if", UNMEASURED], ["identity is with evaluation.judge: true"]),
+        (["--fail-if", UNMEASURED, *UNJUDGED], ["identity is with evaluation.judge: true"]),
         (["--fail-if", "gan:ssim>0.5"], ["fail_if: got 'gan:ssim>0.5'; accepted: an attack that is run"]),
         (
             ["--fail-if", "ssim>0.5", "mse=1", "--defenses", "cme", "--training.epochs", "0", "--nonsense", "3"],
             ["Unknown option: --nonsense", "training.epochs", "fail_if[1]: got 'mse=1'", "did you mean cem?"],
         ),
-        (["--fail-if", UNMEASURED, "--defenses", "cme"], ["did you mean cem?", "evaluation.judge: true"]),
+        (["--fail-if", UNMEASURED, *UNJUDGED, "--defenses", "cme"], ["did you mean cem?", "evaluation.judge: true"]),
     ],
 )
 def test_a_condition_that_cannot_be_held_is_told_before_anything_runs(flags, expected, tmp_path, monkeypatch, capsys):
