@@ -9,7 +9,17 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from sfumato.attacks import THREAT_MODELS, Attack, BlackBox, DecoderAttack, Knowledge, Learned, ThreatModel, make_target
+from sfumato.attacks import (
+    THREAT_MODELS,
+    Attack,
+    BlackBox,
+    DecoderAttack,
+    GANAttack,
+    Knowledge,
+    Learned,
+    ThreatModel,
+    make_target,
+)
 from sfumato.data import ImageSet
 from sfumato.defenses import Bottleneck, Dropout, Noise, chain
 from sfumato.models import Dropout as ClassifierDropout
@@ -19,7 +29,10 @@ from sfumato.training import Runtime, make_fabric
 FABRIC = make_fabric("cpu")
 SHAPE = (1, 16, 16)
 # The contract table: every registered attack, with arguments that make it quick.
-CONTRACT: dict[str, Attack] = {"decoder": DecoderAttack(depth=0, width=4, epochs=2, batch_size=8)}
+CONTRACT: dict[str, Attack] = {
+    "decoder": DecoderAttack(depth=0, width=4, epochs=2, batch_size=8),
+    "gan": GANAttack(depth=0, width=4, critic_width=2, epochs=2, critic_steps=2, batch_size=8, pretrain_epochs=1),
+}
 
 
 def generator(seed: int) -> torch.Generator:

@@ -17,7 +17,7 @@ from sfumato.attacks import DecoderAttack, Knowledge, Reconstruction
 from sfumato.data import Batches, ImageSet, load
 from sfumato.defenses.noise import AdditiveNoise
 from sfumato.errors import CorruptFileError, InputError, Interrupted
-from sfumato.models import Decoder, Feature, SplitModel
+from sfumato.models import Decoder, Feature, SplitModel, split
 from sfumato.training import make_fabric
 
 SMALL = DecoderAttack(depth=1, width=4, epochs=3, batch_size=8, lr=0.01, weight_decay=0.01)
@@ -117,7 +117,17 @@ def test_equals_training_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"depth": 2}, {"width": 5}, {"epochs": 2}, {"lr": 0.001}, {"batch_size": 12}, {"weight_decay": 0.3}]
+    "change",
+    [
+        {"depth": 2},
+        {"width": 5},
+        {"epochs": 2},
+        {"lr": 0.001},
+        {"batch_size": 12},
+        {"weight_decay": 0.3},
+        {"architecture": "unet"},
+        {"architecture": "transformer"},
+    ],
 )
 def test_every_option_tells(change: dict[str, Any]) -> None:
     assert not torch.equal(attack().images["test"], attack(dataclasses.replace(SMALL, **change)).images["test"])
@@ -136,6 +146,7 @@ def test_size_of_the_published_decoder() -> None:
         *(("depth", -1), ("width", 0), ("epochs", 0), ("batch_size", 1)),
         *(("lr", 0.0), ("lr", float("inf")), ("lr", float("nan"))),
         *(("weight_decay", -1.0), ("weight_decay", float("inf"))),
+        *(("architecture", "mirror"), ("architecture", "")),
     ],
 )
 def test_arguments_are_validated(field: str, value: Any) -> None:
@@ -143,10 +154,11 @@ def test_arguments_are_validated(field: str, value: Any) -> None:
         DecoderAttack(**{field: value})
 
 
-def test_only_a_map_no_larger_than_the_image_is_attacked() -> None:
+def test_a_vector_or_a_map_no_larger_than_the_image_is_attacked() -> None:
     SMALL.check((3, 50, 50), (8, 12, 12))
     SMALL.check((3, 32, 48), (8, 8, 8))
-    for shape in ((128,), (8, 51, 12), (8, 12, 51)):
+    SMALL.check((3, 32, 48), (128,))
+    for shape in ((8, 128), (8, 51, 12), (8, 12, 51)):
         with pytest.raises(InputError, match="no side longer"):
             SMALL.check((3, 50, 50), shape)
 
@@ -165,6 +177,41 @@ def test_precision(precision: str) -> None:
     exact = attack(spec)
     assert made.images["test"].dtype == torch.float32
     assert float(made.quality["test"].mse.mean()) == pytest.approx(float(exact.quality["test"].mse.mean()), rel=0.1)
+
+
+def test_a_transformer_needs_two_channels() -> None:
+    with pytest.raises(InputError, match=r"decoder\.width: got 1; accepted: 2 or more"):
+        DecoderAttack(architecture="transformer", width=1)
+    DecoderAttack(architecture="transformer", width=2)
+
+
+@pytest.mark.parametrize("architecture", ["unet", "transformer"])
+def test_other_architectures_resume_to_the_last_bit_too(architecture: Any, tmp_path: Path) -> None:
+    spec = dataclasses.replace(SMALL, architecture=architecture, depth=3)
+    count = 0
+
+    def asked() -> bool:
+        nonlocal count
+        count += 1
+        return count == 5
+
+    with pytest.raises(Interrupted):
+        attack(spec, folder=tmp_path, should_stop=asked)
+    assert same(attack(spec, folder=tmp_path), attack(spec))
+    with pytest.raises(CorruptFileError, match="does not fit"):
+        attack(dataclasses.replace(SMALL, depth=3), folder=tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["residual", "unet", "transformer"])
+def test_a_vector_is_inverted(architecture: Any) -> None:
+    model = nn.Sequential(OrderedDict(first=nn.Sequential(nn.AvgPool2d(4), nn.Flatten()), second=nn.Linear(16, 3)))
+    target = target_of(split(model, "first", image_shape=(1, 16, 16)))
+    assert target.feature_shape == (16,)
+    spec = dataclasses.replace(SMALL, architecture=architecture, epochs=2)
+    spec.check(target.image_shape, target.feature_shape)
+    made = spec(target, make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
+    assert made.figures["mse_after"] < made.figures["mse_before"]
+    assert made.images["test"].shape == (6, 1, 16, 16)
 
 
 @pytest.mark.slow

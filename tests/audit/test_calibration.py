@@ -216,10 +216,10 @@ def test_near_is_three_per_cent(ratio: float, verdict: str) -> None:
 
 def test_an_attack_that_cannot_work_is_refused_first() -> None:
     bed = STANDARD_BEDS["white"].build(0.1)
-    flat = replace(bed.channel, feature_shape=(144,))
+    long = replace(bed.channel, feature_shape=(1, 24, 6))
     assert isinstance(bed, LinearGaussian)
     with pytest.raises(InputError, match="feature shape"):
-        measure("white", replace(bed, channel=flat), sizes=SMALL, runtime=runtime())
+        measure("white", replace(bed, channel=long), sizes=SMALL, runtime=runtime())
 
 
 def test_it_can_be_stopped() -> None:

@@ -65,6 +65,7 @@ def make_attack(
     images: int | None = None,
     test_ssim: list[float] | None = None,
     test_mse: list[float] | None = None,
+    identity: float | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
     """One attack of a card. Per-image figures that are given replace ``judged``, and the means with them."""
@@ -83,6 +84,7 @@ def make_attack(
         "test_mse": test_mse or [mse] * judged,
         "test_ssim": test_ssim or [float(ssim + shift) for shift in shifts],
         "examples": _examples(mse, ssim, first, label),
+        "identity": identity,
     }
 
 
@@ -97,6 +99,7 @@ def make(
     seed: int = 0,
     classes: list[str] | None = None,
     checksum: str = "a" * 64,
+    judge: tuple[float, float] | None = None,
     **attack: Any,
 ) -> Card:
     attacks = attacks or [make_attack(**attack)]
@@ -142,6 +145,7 @@ def make(
             "mean_image": _quality(*mean),
             "attacks": attacks,
             "worst_case": {"mse": min(each["test"]["mse"] for each in attacks), "ssim": worst},
+            "judge": judge and {"run": "train-judge", "seed": 1_000_003, "accuracy": judge[0], "chance": judge[1]},
             "suspicions": [{"code": code, "message": text} for code, text in suspicions or []],
             "timing": {
                 "finished": "2025-01-02T03:04:05Z",

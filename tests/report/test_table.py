@@ -93,6 +93,7 @@ def test_the_table_by_attack_has_a_row_an_attack_the_strongest_first(cards):
            for part in ("train", "test") for name in ("mse", "psnr", "ssim")},
         "ssim_wins": 0.0,
         "mse_wins": 0.0,
+        "identity": None,
         "arguments": "epochs=100, images=null, observations=1",
     }  # fmt: skip
 
@@ -121,7 +122,7 @@ def test_every_column_is_explained():
     assert {column.figure for column in COLUMNS[1:]} <= titles
     assert {"Train", "Test"} <= titles
     own = {line.title for line in attack_explanations()}
-    assert own == {"Attacker", "Observations", "Own pictures", "Queries", "Wins"}
+    assert own == {"Attacker", "Observations", "Own pictures", "Queries", "Wins", "Recognized"}
 
 
 @pytest.mark.parametrize(

@@ -195,8 +195,8 @@ class FakeJob:
         self.now = state["now"]
 
 
-def run_fake(job: FakeJob, select_from: int = 0, folder: Path | None = None) -> Any:
-    plan = Plan(len(job.scores), 5, 0, select_from=select_from)
+def run_fake(job: FakeJob, select_from: int = 0, folder: Path | None = None, patience: int | None = None) -> Any:
+    plan = Plan(len(job.scores), 5, 0, select_from=select_from, patience=patience)
     return fit(job, make_images(), plan, Runtime(fabric=FABRIC, folder=folder))
 
 
@@ -214,6 +214,25 @@ def test_selection(scores: list[float], select_from: int, kept: int) -> None:
     job = FakeJob(scores)
     result = run_fake(job, select_from)
     assert (result.epoch_kept, job.kept) == (kept, kept)
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "select_from", "epochs", "kept"),
+    [
+        ([0.1, 0.5, 0.4, 0.3, 0.9], 2, 0, 4, 1),
+        ([0.1, 0.5, 0.4, 0.3, 0.9], 3, 0, 5, 4),
+        ([0.5, 0.5, 0.9], 1, 0, 2, 0),
+        ([0.9, 0.2, 0.1, 0.3, 0.2], 1, 3, 5, 3),
+        ([0.1, 0.2, 0.3], 1, 0, 3, 2),
+    ],
+)
+def test_patience(scores: list[float], patience: int, select_from: int, epochs: int, kept: int, tmp_path: Path) -> None:
+    job = FakeJob(scores)
+    result = run_fake(job, select_from, tmp_path, patience)
+    assert (len(result.history), result.epoch_kept, job.kept) == (epochs, kept, kept)
+    again = FakeJob(scores)
+    assert run_fake(again, select_from, tmp_path, patience) == result, "called again it stays where it was"
+    assert again.kept == kept
 
 
 def test_a_loss_that_is_not_reported_at_each_step_is_averaged_over_those_where_it_was() -> None:

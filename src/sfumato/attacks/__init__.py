@@ -8,10 +8,12 @@ from typing import Any
 from sfumato.arguments import call
 from sfumato.attacks.base import Attack, Inverter, Knowledge, Learned, Reconstruction
 from sfumato.attacks.feature.decoder import DecoderAttack
+from sfumato.attacks.feature.gan import GANAttack
+from sfumato.attacks.labels import labels
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, GrayBox, ThreatModel, WhiteBox, make_target
 from sfumato.errors import InputError, one_of
 
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (DecoderAttack,)}
+ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (DecoderAttack, GANAttack)}
 
 
 def build(spec: str | Mapping[str, Any], *, field: str = "attack") -> Attack:
@@ -36,6 +38,7 @@ __all__ = [
     "Attack",
     "BlackBox",
     "DecoderAttack",
+    "GANAttack",
     "GrayBox",
     "Inverter",
     "Knowledge",
@@ -44,5 +47,6 @@ __all__ = [
     "ThreatModel",
     "WhiteBox",
     "build",
+    "labels",
     "make_target",
 ]

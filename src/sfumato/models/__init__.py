@@ -1,4 +1,4 @@
-"""Backbones as named stages, the cut, and the decoder network.
+"""Backbones as named stages, the cut, decoder networks, and a critic.
 
 >>> import torch
 >>> from sfumato.models import build, split
@@ -9,7 +9,9 @@
 
 from sfumato.models.backbone import Backbone, BackboneInfo, build
 from sfumato.models.cnn import cnn
+from sfumato.models.critic import Critic
 from sfumato.models.decoder import Decoder, ResidualBlock
+from sfumato.models.decoders import DECODERS, Architecture, check_decodable, least_width, make_decoder
 from sfumato.models.layers import (
     Dropout,
     Normalize,
@@ -22,6 +24,8 @@ from sfumato.models.layers import (
 )
 from sfumato.models.resnet import resnet18, resnet20
 from sfumato.models.split import Feature, SplitModel, output_shape, split
+from sfumato.models.transformer_decoder import TransformerDecoder
+from sfumato.models.unet_decoder import UNetDecoder
 from sfumato.models.vgg import vgg11, vgg16
 
 BACKBONES: dict[str, BackboneInfo] = {
@@ -34,8 +38,11 @@ BACKBONES: dict[str, BackboneInfo] = {
 
 __all__ = [
     "BACKBONES",
+    "DECODERS",
+    "Architecture",
     "Backbone",
     "BackboneInfo",
+    "Critic",
     "Decoder",
     "Dropout",
     "Feature",
@@ -43,9 +50,14 @@ __all__ = [
     "ResidualBlock",
     "SplitModel",
     "Stochastic",
+    "TransformerDecoder",
+    "UNetDecoder",
     "build",
+    "check_decodable",
     "expected",
     "initialize",
+    "least_width",
+    "make_decoder",
     "output_shape",
     "scaled",
     "set_generator",

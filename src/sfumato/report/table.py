@@ -164,6 +164,13 @@ ATTACK_COLUMNS: tuple[Column[Standing], ...] = (
     Column("ssim_wins", "by SSIM", lambda s: s.ssim_wins, percent, _WINS, "Wins"),
     Column("mse_wins", "by MSE", lambda s: s.mse_wins, percent, _WINS, "Wins"),
     Column(
+        "identity", "Recognized", _of("identity"), percent,
+        "Reconstructions in which an independent classifier still finds what, or whom, the original shows. It was "
+        "trained on the model’s training pictures, but apart from it and without a defense. How many of the originals "
+        "it recognizes stands in the verdict. It may miss what a person or a better classifier would see.",
+        "", "lower",
+    ),
+    Column(
         "arguments", "Arguments", lambda s: arguments(s.attack.attack.arguments), str, "How the attack was set up."
     ),
 )  # fmt: skip
@@ -174,7 +181,7 @@ _BRIEF: dict[By, frozenset[str]] = {
         {"defense", "attack", "threat_model", "observations", "images", "test_mse", "test_ssim", "ssim_wins"}
     ),
 }
-_OWN = ("threat_model", "observations", "images", "queries", "ssim_wins")
+_OWN = ("threat_model", "observations", "images", "queries", "ssim_wins", "identity")
 """What needs an explanation beside the table by attack, once the one by model is explained."""
 
 

@@ -61,6 +61,7 @@ class Plan:
         seed: Of the order and the augmentation.
         augment: On the batch; ``None`` for none.
         select_from: First epoch that the selection considers; ``epochs − 1`` keeps the last.
+        patience: Stop after so many epochs without a better one; ``None`` goes on to the end.
     """
 
     epochs: int
@@ -68,6 +69,7 @@ class Plan:
     seed: int
     augment: Augment | None = None
     select_from: int = 0
+    patience: int | None = None
 
 
 @dataclass
@@ -189,7 +191,8 @@ def _close_epoch(job: Job, plan: Plan, position: _Position, fit_: Fit, runtime: 
     considered = position.epoch >= plan.select_from or fit_.diverged
     if considered and (position.best is None or (score > position.best_score and not fit_.diverged)):
         position.best_score, position.best, fit_.epoch_kept = score, job.weights(), position.epoch
-    position.epoch, position.batch, position.finished = position.epoch + 1, 0, fit_.diverged
+    stale = plan.patience is not None and considered and position.epoch - fit_.epoch_kept >= plan.patience
+    position.epoch, position.batch, position.finished = position.epoch + 1, 0, fit_.diverged or stale
     _log(fit_, runtime)
     runtime.progress.note(f"{score:.4f}")
 

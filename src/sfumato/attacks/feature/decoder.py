@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.attacks.base import Attack, Knowledge, Learned
 from sfumato.attacks.observations import Observations, observe
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
 from sfumato.data import Batches
-from sfumato.models import Decoder
-from sfumato.models.decoder import doublings
+from sfumato.errors import one_of
+from sfumato.models import DECODERS, Architecture, check_decodable, least_width, make_decoder
 from sfumato.training import Plan, Runtime, fit, load_optimizer
 
 _BATCH = 512
@@ -23,22 +23,23 @@ _BATCH = 512
 
 @dataclass(frozen=True)
 class DecoderAttack(Attack):
-    """Learn x from z by mean squared error with a residual decoder (CEM, supplement S.3; after ResSFL).
+    """Learn x from z by mean squared error with a decoder network (CEM, supplement S.3; after ResSFL).
 
     It needs queries alone, so it works under every threat model; every batch is sent anew as far as queries are free,
-    so that it learns the channel's randomness. An image of any size is reached by doubling the feature's and, where
-    that does not lead there, one bilinear resize. The epoch with the best MSE on the attacker's own validation images
-    is kept. The paper trains with Adam at 0.005; the authors' program at 0.001 with cosine decay to 1e-5 and weight
-    decay 1e-4.
-    The default is the program's.
+    so that it learns the channel's randomness. The paper's decoder is the residual one; the others are built otherwise
+    and may find what it misses. All reach images of any size, from maps and from vectors. The epoch with the best MSE
+    on the attacker's own validation images is kept. The paper trains with Adam at 0.005; the authors' program at 0.001
+    with cosine decay to 1e-5 and weight decay 1e-4. The default is the program's.
 
     Args:
-        depth: Residual blocks (8 in the paper).
+        depth: Blocks (8 in the paper): residual ones, of a U-Net, or of a transformer.
         width: Channels (64 in the paper).
         epochs: 50 in the paper.
         lr: Initial learning rate of Adam.
         batch_size: 256 in the paper.
         weight_decay: L2 penalty.
+        architecture: ``residual``, the paper's; ``unet``, which works at the image's own size; or ``transformer``,
+            which lets all places of the feature look at each other.
     """
 
     name: ClassVar[str] = "decoder"
@@ -51,24 +52,45 @@ class DecoderAttack(Attack):
     lr: float = 1e-3
     batch_size: int = 256
     weight_decay: float = 1e-4
+    architecture: Architecture = "residual"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.depth >= 0, "depth", "0 or more")
-        self._require(self.width >= 1, "width", "1 or more")
         self._require(self.epochs >= 1, "epochs", "1 or more")
         self._require(0 < self.lr < float("inf"), "lr", "a learning rate above 0")
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
         self._require(0 <= self.weight_decay < float("inf"), "weight_decay", "0 or more")
+        self._require(self.architecture in DECODERS, "architecture", one_of(DECODERS, self.architecture))
+        least = least_width(self.architecture)
+        self._require(self.width >= least, "width", f"{least} or more")
 
     def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
-        """The decoder enlarges maps: the feature has to be one, and no larger than the image."""
-        doublings(feature_shape, image_shape)
+        """Decoders enlarge: the feature has to be a vector, or a map no larger than the image."""
+        check_decodable(feature_shape, image_shape)
 
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Train the decoder on queries; resumes from the runtime's folder."""
         own, validation = observe(target, knowledge)
-        job = DecoderJob(self, target, own, validation, generator, runtime)
+        decoder = make_decoder(
+            self.architecture,
+            target.feature_shape,
+            target.image_shape,
+            depth=self.depth,
+            width=self.width,
+            generator=weights_from(generator),
+        )
+        job = DecoderJob(
+            decoder,
+            target,
+            own,
+            validation,
+            epochs=self.epochs,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            generator=generator,
+            runtime=runtime,
+        )
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         plan = Plan(self.epochs, self.batch_size, seed)
         before = job.error()
@@ -78,44 +100,63 @@ class DecoderAttack(Attack):
 
 
 class DecoderJob:
-    """One decoder learning to invert one target."""
+    """A network from features to images, of whatever kind, learning to invert one target by squared error.
+
+    Args:
+        decoder: Features (N, ...) to images (N, C, H, W) in [0, 1].
+        target: What is inverted.
+        own: Pairs to learn from; of the same target.
+        validation: Pairs to select on; of the same target.
+        epochs: Length of the cosine from ``lr`` to a hundredth of it.
+        lr: Of Adam.
+        weight_decay: L2 penalty.
+        generator: The attack's; its state belongs to the job's.
+        runtime: Where it runs.
+        title: For the progress bar.
+
+    Attributes:
+        module: The decoder as it is to be called in training.
+        decoder: The same as a plain module.
+    """
 
     def __init__(
         self,
-        attack: DecoderAttack,
+        decoder: nn.Module,
         target: BlackBox,
         own: Observations,
         validation: Observations,
+        *,
+        epochs: int,
+        lr: float,
+        weight_decay: float,
         generator: torch.Generator,
         runtime: Runtime,
+        title: str = "attack: decoder",
     ) -> None:
-        self.title = f"attack: {attack.name}"
+        self.title = title
         self._target, self._own, self._validation, self._generator = target, own, validation, generator
-        decoder = Decoder(
-            target.feature_shape,
-            target.image_shape,
-            depth=attack.depth,
-            width=attack.width,
-            generator=_cpu(generator),
-        )
         decoder = decoder.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = torch.optim.Adam(decoder.parameters(), lr=attack.lr, weight_decay=attack.weight_decay)
-        self._decoder = decoder
-        self._module, self._optimizer = runtime.fabric.setup(decoder, optimizer)
+        optimizer = torch.optim.Adam(decoder.parameters(), lr=lr, weight_decay=weight_decay)
+        self.decoder, self.module = decoder, runtime.fabric.setup_module(decoder)
+        self._optimizer = runtime.fabric.setup_optimizers(optimizer)
         self._fabric = runtime.fabric
-        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, attack.epochs, eta_min=attack.lr / 100)
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, eta_min=lr / 100)
 
     def epoch_start(self, epoch: int) -> None:
         """Training mode."""
-        self._decoder.train()
+        self.decoder.train()
 
     def step(self, x: Tensor, y: Tensor, epoch: int, step: int) -> dict[str, Tensor]:
         """One step of MSE on a batch sent anew."""
-        loss = F.mse_loss(self._module(self._own(x, y)), x)
+        loss = F.mse_loss(self.module(self.observed(x, y)), x)
         self._optimizer.zero_grad()
         self._fabric.backward(loss)
         self._optimizer.step()
         return {"mse": loss.detach()}
+
+    def observed(self, x: Tensor, index: Tensor) -> Tensor:
+        """Features of a batch of the images to learn from."""
+        return self._own(x, index)
 
     def epoch_end(self, epoch: int) -> dict[str, float]:
         """MSE on the attacker's own validation images; less is better."""
@@ -135,22 +176,22 @@ class DecoderJob:
     @torch.no_grad()
     def invert(self, z: Tensor) -> Tensor:
         """Reconstructions, in evaluation mode."""
-        self._decoder.eval()
-        images: Tensor = self._decoder(z.to(next(self._decoder.parameters()).dtype))
+        self.decoder.eval()
+        images: Tensor = self.decoder(z.to(next(self.decoder.parameters()).dtype))
         return images.float()
 
     def weights(self) -> dict[str, Any]:
         """The decoder, copied."""
-        return copy.deepcopy(self._decoder.state_dict())
+        return copy.deepcopy(self.decoder.state_dict())
 
     def load_weights(self, weights: dict[str, Any]) -> None:
         """Take the decoder back."""
-        self._decoder.load_state_dict(weights)
+        self.decoder.load_state_dict(weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on."""
         return {
-            "decoder": self._decoder.state_dict(),
+            "decoder": self.decoder.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "generator": self._generator.get_state(),
@@ -160,16 +201,16 @@ class DecoderJob:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back, bit for bit."""
-        self._decoder.load_state_dict(state["decoder"])
+        self.decoder.load_state_dict(state["decoder"])
         load_optimizer(self._optimizer, state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._generator.set_state(state["generator"].clone())
-        self._decoder.train()  # a checkpoint from inside an epoch is resumed without another epoch_start
+        self.decoder.train()  # a checkpoint from inside an epoch is resumed without another epoch_start
         self._target.load_state_dict(state["target"])
         for observations, saved in zip((self._own, self._validation), state["observations"], strict=True):
             observations.load_state_dict(saved)
 
 
-def _cpu(generator: torch.Generator) -> torch.Generator:
-    """A stream for initial weights, which are drawn on the CPU whatever the device."""
+def weights_from(generator: torch.Generator) -> torch.Generator:
+    """A stream for a network's initial weights, which are drawn on the CPU whatever the device."""
     return torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=generator, device=generator.device)))
