@@ -174,11 +174,11 @@ def test_what_a_classifier_recognizes_stands_in_verdict_table_and_provenance(car
         "recognizes 96.2 % of the originals and 81.2 % of the reconstructions by decoder (chance: 10.0 %)" in page.words
     )
     assert [cell.get("data-label") for cell in page.all("td")].count("Recognized") == 2
-    assert page.words.count("81.2 %") == 2, "in the verdict and in the table"
+    assert "0.600 100.0 % 100.0 % 81.2 %" in page.words
+    assert "0.600 0.0 % 0.0 % 0.0 %" in page.words
     assert "the undefended vgg11, width ×0.25, from seed 1000003" in page.words
     assert "train-judge" in page.words
     both = Page(render_page([card(), judged]))
-    assert [cell.get("data-label") for cell in both.all("td")].count("Recognized") == 3
     assert "100.0 % –" in both.words, "a card without a judge has a dash in that column"
     alone = Page(render_page([card()]))
     assert "Recognized" not in alone.words
@@ -382,6 +382,7 @@ def test_what_was_tried_names_budgets_and_threat_models(card, attack):
         attack("decoder (2)", observations=16, images=900, queries=72000, threat_model="black-box"),
         attack("rmle", images=900, queries=0),
     ]
+    del made[1]["attack"]["arguments"]["observations"]  # the card's own figure counts
     words = Page(render_page([card(attacks=made)])).words
     assert (
         "decoder: white-box and black-box; each picture seen 1 or 16 times, and averaged; 100 to 900 pictures of its "

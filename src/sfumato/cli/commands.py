@@ -264,9 +264,8 @@ def _report(cards: list[Card], conditions: tuple[Condition, ...], out: Path, *, 
             if old not in written:
                 old.unlink()
     if as_json:
-        by_attack = rows(cards, by="attack")
-        table = {"page": str(page), "cards": str(folder), "rows": rows(cards), "attacks": by_attack}
-        _print_json(table | {"gate": gate.as_json()})
+        told = {"rows": rows(cards), "attacks": rows(cards, by="attack"), "gate": gate.as_json()}
+        _print_json({"page": str(page), "cards": str(folder), **told})
         return gate.tell()
     console = Console()
     members = entries(cards)

@@ -167,7 +167,8 @@ ATTACK_COLUMNS: tuple[Column[Standing], ...] = (
         "identity", "Recognized", _of("identity"), percent,
         "Reconstructions in which an independent classifier still finds what, or whom, the original shows. It was "
         "trained on the model’s training pictures, but apart from it and without a defense. How many of the originals "
-        "it recognizes stands in the verdict. It may miss what a person or a better classifier would see.", "", "lower",
+        "it recognizes stands in the verdict. It may miss what a person or a better classifier would see.",
+        "", "lower",
     ),
     Column(
         "arguments", "Arguments", lambda s: arguments(s.attack.attack.arguments), str, "How the attack was set up."
