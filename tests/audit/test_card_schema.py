@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from pydantic import ValidationError
@@ -51,7 +52,7 @@ def test_a_card_says_its_version(card, tmp_path):
         (lambda text: text[: len(text) // 2], "is not a card"),
         (lambda text: "[]", "no schema_version"),
         (lambda text: text.replace('"test_accuracy"', '"test_acuracy"'), "utility.test_accuracy"),
-        (lambda text: text.replace('"queries": ', '"queries": -'), "queries"),
+        (lambda text: re.sub(r'"queries": (?=\d)', '"queries": -', text), "queries"),
     ],
 )
 def test_a_damaged_card_is_refused_and_the_field_named(card, tmp_path, damage, message):

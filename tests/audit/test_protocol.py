@@ -295,7 +295,7 @@ def test_two_attacks_of_one_kind_are_told_apart_and_the_worst_case_is_of_both(tm
     weak = tiny_settings["attacks"][0]
     change = {"defenses": ["none"], "attacks": [weak, {**weak, "epochs": 4, "lr": 0.01}]}
     card = audit(load_settings([tiny_settings, change]), root=tmp_path, runtime=runtime)[0]
-    assert [a.attack.name for a in card.attacks] == ["decoder 1", "decoder 2"]
+    assert [a.attack.name for a in card.attacks] == ["decoder (epochs=2)", "decoder (epochs=4, lr=0.01)"]
     both = np.array([a.test_mse for a in card.attacks])
     assert card.worst_case.mse == pytest.approx(both.min(0).mean(), rel=1e-6)
     assert card.worst_case.mse <= min(a.test.mse for a in card.attacks) + 1e-9

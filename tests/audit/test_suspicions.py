@@ -1,14 +1,15 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from sfumato.attacks import Reconstruction, make_target
+from sfumato.attacks import DecoderAttack, Reconstruction, ThreatModel, WhiteBox, make_target
 from sfumato.audit.card import Quality as CardQuality
-from sfumato.audit.suspicions import Evidence, gradient_through, is_random, suspicions
+from sfumato.audit.suspicions import Evidence, gradient_through, is_random, levels_of, suspicions
 from sfumato.defenses.noise import AdditiveNoise
 from sfumato.metrics import Quality
 from sfumato.models import Feature, SplitModel, output_shape
@@ -61,7 +62,12 @@ def test_a_random_channel_that_was_averaged():
         ("attack-did-not-train", {"attacks": {"decoder": made(before=0.05, after=0.049)}}),
         ("constant-output", {"attacks": {"decoder": made(IMAGES[:1].expand(8, -1, -1, -1))}}),
         ("worse-than-mean-image", {"attacks": {"decoder": made(mse=0.06)}}),
+        (
+            "attack-did-not-train",
+            {"attacks": {"rmle": replace(made(), figures={"objective_before": 3.0, "objective_after": 2.9})}},
+        ),
         ("gradient-vanishes", {"gradient": 1e-9}),
+        ("quantized", {"levels": 256}),
         ("not-averaged", {"random_channel": True}),
     ],
 )
@@ -69,6 +75,79 @@ def test_each_reason_for_doubt_is_raised_and_alone(code, change):
     found = suspicions(replace(SOUND, **change))
     assert [suspicion.code for suspicion in found] == [code]
     assert found[0].message.endswith((".", "tried."))
+
+
+@dataclass(frozen=True)
+class KnowsWeights(DecoderAttack):
+    threat_models: ClassVar[frozenset[ThreatModel]] = frozenset({"white-box"})
+
+
+@pytest.mark.parametrize(
+    ("budgets", "errors", "raised"),
+    [
+        (({}, {"observations": 4}), (0.01, 0.02), True),
+        (({}, {"observations": 4}), (0.01, 0.0105), False),
+        (({}, {"observations": 4}), (0.02, 0.01), False),
+        (({"images": 50}, {}), (0.01, 0.02), True),
+        (({"queries": 50, "observations": 1}, {"queries": 60, "observations": 2}), (0.01, 0.02), True),
+        (({"queries": 50, "observations": 2}, {"queries": 60, "observations": 1}), (0.01, 0.02), False),
+        (({}, {"observations": 4, "width": 3}), (0.01, 0.02), False),
+        (({}, {}), (0.01, 0.02), False),
+    ],
+)
+def test_an_attack_that_had_more_and_did_worse(budgets, errors, raised):
+    specs = {name: DecoderAttack(**budget) for name, budget in zip("ab", budgets, strict=True)}
+    attacks = {name: made(mse=mse) for name, mse in zip("ab", errors, strict=True)}
+    found = suspicions(replace(SOUND, attacks=attacks, specs=specs))
+    assert [suspicion.code for suspicion in found] == ["stronger-is-weaker"] * raised
+    assert not raised or "The attack b has more than a" in found[0].message
+
+
+@pytest.mark.parametrize(("knowing", "raised"), [(0.5, True), (0.65, False), (0.9, False)])
+def test_weights_that_do_not_help(knowing, raised):
+    attacks = {name: made() for name in ("rmle", "decoder")}
+    for name, ssim in (("rmle", knowing), ("decoder", 0.8)):
+        quality = attacks[name].quality["test"]
+        attacks[name] = replace(
+            attacks[name], quality={"test": replace(quality, ssim=torch.full_like(quality.ssim, ssim))}
+        )
+    specs = {"rmle": KnowsWeights(), "decoder": DecoderAttack()}
+    found = suspicions(replace(SOUND, attacks=attacks, specs=specs))
+    assert [suspicion.code for suspicion in found] == ["weights-do-not-help"] * raised
+
+
+class Rounded(nn.Module):
+    def forward(self, z):
+        return (z * 4).round() / 4
+
+
+class Detached(nn.Module):
+    def forward(self, z):
+        return z.detach() + 0 * z.detach()
+
+
+def sent_through(channel: nn.Module) -> WhiteBox:
+    split = SplitModel(
+        nn.Identity(),
+        channel,
+        nn.Flatten(),
+        image_shape=(1, 16, 16),
+        feature=Feature((1, 16, 16)),
+        cut="image",
+    )
+    return make_target(split, "white-box", generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("channel", [Rounded(), Detached()])
+def test_no_gradient_comes_through_the_channel(channel):
+    assert gradient_through(sent_through(channel), IMAGES) == 0
+
+
+def test_levels_are_counted_on_what_is_sent():
+    many = IMAGES.repeat(3, 1, 1, 1)
+    assert levels_of(sent_through(Rounded()), many) == 5
+    assert levels_of(sent_through(nn.Identity()), many) == IMAGES.numel()
+    assert levels_of(sent_through(Rounded()), IMAGES[:2]) is None
 
 
 def test_what_was_not_measured_raises_nothing():

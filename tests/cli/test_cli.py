@@ -330,7 +330,7 @@ def test_attack_has_flags_for_what_it_reads_alone(capsys, monkeypatch):
     assert "--training.epochs" not in text
     assert "--seed" not in text
     settings = [line for line in text.splitlines() if "--attacks" in line or "--evaluation" in line]
-    assert len(settings) == 4
+    assert len(settings) == 5
     assert not [line for line in settings if "default" in line], "they are the run's own"
 
 

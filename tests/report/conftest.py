@@ -61,6 +61,7 @@ def make_attack(
     queries: int = 4000,
     first: int = 0,
     label: str | None = None,
+    identity: float | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
     shifts = np.linspace(-spread, spread, judged)
@@ -74,6 +75,7 @@ def make_attack(
         "test_mse": [mse] * judged,
         "test_ssim": [float(ssim + shift) for shift in shifts],
         "examples": _examples(mse, ssim, first, label),
+        "identity": identity,
     }
 
 
@@ -88,6 +90,7 @@ def make(
     seed: int = 0,
     classes: list[str] | None = None,
     checksum: str = "a" * 64,
+    judge: tuple[float, float] | None = None,
     **attack: Any,
 ) -> Card:
     attacks = attacks or [make_attack(**attack)]
@@ -133,6 +136,7 @@ def make(
             "mean_image": _quality(*mean),
             "attacks": attacks,
             "worst_case": {"mse": min(each["test"]["mse"] for each in attacks), "ssim": worst},
+            "judge": judge and {"run": "train-judge", "seed": 1_000_003, "accuracy": judge[0], "chance": judge[1]},
             "suspicions": [{"code": code, "message": text} for code, text in suspicions or []],
             "timing": {
                 "finished": "2025-01-02T03:04:05Z",

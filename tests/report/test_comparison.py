@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from sfumato.audit.reference import is_undefended
 from sfumato.errors import InputError
-from sfumato.report.comparison import by_data, entries, is_undefended, per_image_ssim, seeds, strongest_attack
+from sfumato.report.comparison import by_data, entries, per_image_ssim, seeds, strongest_attack
 
 NOISE = [("bottleneck", {}), ("noise", {})]
 

@@ -166,6 +166,25 @@ def test_a_picture_that_is_none_is_refused(card, attack, bad):
         render_page([card(attacks=[made])])
 
 
+def test_what_a_classifier_recognizes_stands_in_verdict_table_and_provenance(card, attack):
+    seen = [attack("decoder", identity=0.8125), attack("rmle", identity=0.0)]
+    judged = card("CEM", NOISE, attacks=seen, judge=(0.962, 0.1))
+    page = Page(render_page([judged]))
+    assert (
+        "recognizes 96.2 % of the originals and 81.2 % of the reconstructions by decoder (chance: 10.0 %)" in page.words
+    )
+    assert [cell.get("data-label") for cell in page.all("td")].count("Recognized") == 2
+    assert "0.600 81.2 %" in page.words
+    assert "0.600 0.0 %" in page.words
+    assert "the undefended vgg11, width ×0.25, from seed 1000003" in page.words
+    assert "train-judge" in page.words
+    both = Page(render_page([card(), judged]))
+    assert "0.600 –" in both.words, "a card without a judge has a dash in that column"
+    alone = Page(render_page([card()]))
+    assert "Recognized" not in alone.words
+    assert "classifier" not in alone.words
+
+
 def test_one_defended_card_alone(card):
     words = Page(render_page([card("CEM", NOISE, mse=0.04, ssim=0.3)])).words
     assert "No undefended model was audited" in words

@@ -128,6 +128,21 @@ def test_without_an_undefended_twin_nothing_is_said_of_the_gain(card, ssim, says
     assert "No undefended model" in " ".join(conclude(members, [verdict]).sentences)
 
 
+def test_what_an_independent_classifier_recognizes_is_said_of_the_attack_it_recognizes_most_of(card, attack):
+    attacks = [attack("decoder", identity=0.25), attack("rmle", identity=0.875, ssim=0.2), attack("gan", identity=0.5)]
+    members, (verdict,) = _verdicts(card("CEM", NOISE, attacks=attacks, judge=(0.962, 0.125)))
+    said = [text for text in describe(members[0], verdict).sentences if "classifier" in text]
+    assert said == [
+        "An independent classifier recognizes 96.2 % of the originals and 87.5 % of the reconstructions by rmle "
+        "(chance: 12.5 %)."
+    ]
+
+
+def test_without_an_independent_classifier_nothing_is_said_of_one(card):
+    members, (verdict,) = _verdicts(card("CEM", NOISE))
+    assert "classifier" not in " ".join(describe(members[0], verdict).sentences)
+
+
 def test_an_undefended_twin_is_on_the_same_data(card):
     other = card("CEM", NOISE, checksum="b" * 64)
     assert entries([card(), other])[1].baseline is None

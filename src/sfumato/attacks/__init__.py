@@ -9,6 +9,7 @@ from sfumato.arguments import call
 from sfumato.attacks.base import Attack, Inverter, Knowledge, Learned, Reconstruction
 from sfumato.attacks.feature.decoder import DecoderAttack
 from sfumato.attacks.feature.gan import GANAttack
+from sfumato.attacks.labels import labels
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, GrayBox, ThreatModel, WhiteBox, make_target
 from sfumato.errors import InputError, one_of
 
@@ -46,5 +47,6 @@ __all__ = [
     "ThreatModel",
     "WhiteBox",
     "build",
+    "labels",
     "make_target",
 ]

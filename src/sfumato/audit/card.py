@@ -126,6 +126,10 @@ class AttackInfo(_Section):
     test_mse: list[NonNegative] = Field(min_length=1, description="per judged test image")
     test_ssim: list[float] = Field(min_length=1, description="per judged test image")
     examples: list[Example]
+    identity: Fraction | None = Field(
+        default=None,
+        description="share of the test reconstructions that the judge recognizes; null where there is no judge",
+    )
 
     @model_validator(mode="after")
     def _one_figure_an_image(self) -> AttackInfo:
@@ -139,6 +143,15 @@ class WorstCase(_Section):
 
     mse: NonNegative
     ssim: float
+
+
+class JudgeInfo(_Section):
+    """The independent classifier that looks at reconstructions: the network without a defense, from another seed."""
+
+    run: str = Field(description="address of its run")
+    seed: int
+    accuracy: Fraction = Field(description="share of the judged test images, the originals, that it recognizes")
+    chance: Fraction = Field(description="share of the most frequent class among them: what one picture for all gets")
 
 
 class Suspicion(_Section):
@@ -190,6 +203,7 @@ class Card(_Section):
     mean_image: Quality = Field(description="of answering every feature with the mean training image")
     attacks: list[AttackInfo] = Field(min_length=1)
     worst_case: WorstCase
+    judge: JudgeInfo | None = Field(default=None, description="null where nobody looked at the reconstructions")
     suspicions: list[Suspicion] = []
     timing: Timing
     environment: Environment

@@ -18,12 +18,14 @@ from torch import Tensor
 
 import sfumato
 from sfumato import metrics
-from sfumato.attacks import Attack, Knowledge, Reconstruction, WhiteBox, make_target
+from sfumato.attacks import Attack, Knowledge, Reconstruction, WhiteBox, labels, make_target
+from sfumato.audit import attacking
 from sfumato.audit import card as cards
 from sfumato.audit.card import Card
+from sfumato.audit.judge import add_judgement, train_judge
 from sfumato.audit.runs import Run, checksum_of, edge_digest, load_data, prepare, recipe_of, train_run, undefended
 from sfumato.audit.settings import Settings
-from sfumato.audit.suspicions import Evidence, gradient_through, is_random, suspicions
+from sfumato.audit.suspicions import Evidence, gradient_through, is_random, levels_of, suspicions
 from sfumato.data import ImageSet, Splits
 from sfumato.defenses import Defense
 from sfumato.errors import CorruptFileError, InputError
@@ -134,19 +136,24 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
         # What people call a defense does not determine its result, and may have changed since.
         return known.model_copy(update={"defense": _defense_info(run.label, run.defense)})
     knowledge = _knowledge(settings, splits)
+    root = run.folder.parent
+    judge = train_judge(settings, splits, root=root, runtime=runtime) if settings.evaluation.judge else None
     victims = {
         group: _first(images, settings.evaluation.victims)
         for group, images in (("train", knowledge.train), ("test", splits.test))
     }
     made = {}
-    for i, attack in enumerate(found):
-        label = attack.name if len([a for a in found if a.name == attack.name]) == 1 else f"{attack.name} {i + 1}"
-        made[label] = _attack(attack, i, run, knowledge, victims, settings, runtime.at(folder / f"{i}-{attack.name}"))
+    for i, (label, attack) in enumerate(zip(labels(found), found, strict=True)):
+        place = runtime.at(folder / f"{i}-{attack.name}")
+        made[label] = _attack(attack, i, run, knowledge, victims, settings, place)
     card = _card(run, settings, splits, found, made, knowledge, victims, runtime)
+    if judge is not None:
+        card = add_judgement(card, judge, made, victims["test"])
     card.save(folder / CARD)
     write_text(folder / CHECKSUM, file_digest(folder / CARD) + "\n")
     for i, attack in enumerate(found):
-        (folder / f"{i}-{attack.name}" / "checkpoint.safetensors").unlink(missing_ok=True)
+        for file in ("checkpoint.safetensors", attacking.KEPT):
+            (folder / f"{i}-{attack.name}" / file).unlink(missing_ok=True)
     return card
 
 
@@ -182,12 +189,18 @@ def _attack(
     settings: Settings,
     runtime: Runtime,
 ) -> Reconstruction:
+    assert runtime.folder is not None
+    before = attacking.kept(runtime.folder)
+    if before is not None:
+        return before
     # Streams of their own: what one attack draws does not change what another meets.
     channel = runtime.generator(settings.seed + 101 + position)
     own = runtime.generator(settings.seed + 50_001 + position)
     target = make_target(run.split, settings.evaluation.threat_model, generator=channel)
     titled = replace(runtime, progress=Titled(runtime.progress, f"attack {run.label}"))
-    return attack(target, knowledge, victims, generator=own, runtime=titled)
+    made = attack(target, knowledge, victims, generator=own, runtime=titled)
+    attacking.keep(made, runtime.folder)
+    return made
 
 
 def _card(
@@ -210,7 +223,8 @@ def _card(
         made,
         is_random(run.split.channel),
         mean_image,
-        _gradient(run, victims["test"], settings, runtime),
+        *_probed(run, victims["test"], settings, runtime),
+        specs=dict(zip(made, attacks, strict=True)),
     )
     return Card(
         run=run.folder.name,
@@ -367,10 +381,11 @@ def _worst_case(results: Iterable[Reconstruction]) -> cards.WorstCase:
     return cards.WorstCase(mse=float(mse.mean()), ssim=float(ssim.mean()))
 
 
-def _gradient(run: Run, victims: ImageSet, settings: Settings, runtime: Runtime) -> float | None:
+def _probed(run: Run, victims: ImageSet, settings: Settings, runtime: Runtime) -> tuple[float, int | None]:
     target = make_target(run.split, "white-box", generator=runtime.generator(settings.seed))
     assert isinstance(target, WhiteBox)
-    return gradient_through(target, victims.images[:_PROBES].to(runtime.device) / 255)
+    x = victims.images[:_PROBES].to(runtime.device) / 255
+    return gradient_through(target, x), levels_of(target, x)
 
 
 def _timing(run: Run, made: Mapping[str, Reconstruction], runtime: Runtime) -> cards.Timing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from sfumato import attacks, defenses
 from sfumato.arguments import from_pydantic
 from sfumato.attacks import Attack, ThreatModel
+from sfumato.audit.gate import GRAMMAR, Condition, parse_all, unmeasured
 from sfumato.defenses import Defense
 from sfumato.errors import InputError, one_of, raise_all, together
 from sfumato.training import Training
@@ -96,6 +97,10 @@ class Evaluation(_Settings):
     """
     victims: Count = 1000
     """At most so many images of each group (training, test) are reconstructed and judged."""
+    judge: bool = False
+    """Whether an independent classifier tells how many reconstructions still show their class or identity. Takes one
+    more training, of the network without a defense, for all defenses together.
+    """
 
 
 def _entries(value: object, info: ValidationInfo) -> object:
@@ -114,8 +119,18 @@ def _entries(value: object, info: ValidationInfo) -> object:
     return value
 
 
+def _texts(value: object, info: ValidationInfo) -> object:
+    """A single text as a list of one; anything else than a list of texts is refused in plain words."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list | tuple):
+        raise InputError(str(info.field_name), value, f"a condition or a list of these: {GRAMMAR}")
+    parse_all(value)
+    return value
+
+
 class Settings(_Settings):
-    """Everything that determines a result."""
+    """Everything that determines a result, and when it is a failure."""
 
     data: DataSettings = DataSettings()
     """Which images."""
@@ -142,6 +157,11 @@ class Settings(_Settings):
     """auto, cpu, cuda or mps."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
     """32-true, bf16-mixed, 16-mixed or 64-true."""
+    fail_if: Annotated[tuple[str, ...], BeforeValidator(_texts)] = ()
+    """Conditions under which a defense fails, in quotes: [ATTACK:]METRIC[.STATISTIC] OP NUMBER, such as "ssim>0.5" or
+    "decoder:mse.p10<0.01". METRIC is ssim, mse or psnr (on each image, the best of all attacks), identity, accuracy or
+    suspicions. Page and cards are written all the same; the exit code is 4. Changes no result.
+    """
 
     def resolved_defenses(self) -> dict[str, Defense]:
         """Label to defense, in order.
@@ -169,13 +189,16 @@ class Settings(_Settings):
         """The attacks.
 
         Raises:
-            InputError: Unknown names or arguments, all at once; no attack at all.
+            InputError: Unknown names or arguments, all at once; the same attack twice; no attack at all.
         """
         found: list[Attack] = []
         errors: list[InputError] = []
         for i, entry in enumerate(self.attacks):
             try:
-                found.append(attacks.build(entry, field=f"attacks[{i}]"))
+                attack = attacks.build(entry, field=f"attacks[{i}]")
+                if attack in found:
+                    raise InputError(f"attacks[{i}]", entry, f"something else than attacks[{found.index(attack)}]")
+                found.append(attack)
             except InputError as error:
                 errors += together(error)
         if not self.attacks:
@@ -183,9 +206,26 @@ class Settings(_Settings):
         raise_all(errors)
         return tuple(found)
 
+    def conditions(self) -> tuple[Condition, ...]:
+        """What ``fail_if`` says.
 
-def load_settings(layers: list[Mapping[str, Any]]) -> Settings:
+        Raises:
+            InputError: A condition is about something that these settings do not measure, all at once; or an attack
+                is unknown.
+        """
+        found = parse_all(self.fail_if)
+        known = attacks.labels(self.resolved_attacks()) if found else ()
+        errors = (unmeasured(one, known, judged=self.evaluation.judge) for one in found)
+        raise_all([error for error in errors if error is not None])
+        return found
+
+
+def load_settings(layers: list[Mapping[str, Any]], *, whole: bool = True) -> Settings:
     """Settings from layers of plain data, later ones over earlier ones, field by field.
+
+    Args:
+        layers: The data.
+        whole: Whether they say everything, so that it can be told what will be measured.
 
     Raises:
         InputError: Anything wrong in it, all at once.
@@ -201,13 +241,19 @@ def load_settings(layers: list[Mapping[str, Any]]) -> Settings:
         # What is wrong elsewhere should not hide a misspelled defense until the next attempt.
         bad = {str(detail["loc"][0]) for detail in error.errors()}
         settings = Settings.model_validate({k: v for k, v in merged.items() if k in _NAMED and k not in bad})
-    for resolve in (settings.resolved_defenses, settings.resolved_attacks):
-        try:
-            resolve()
-        except InputError as error:
-            errors += together(error)
+    errors += _wrong(settings.resolved_defenses)
+    unknown = _wrong(settings.resolved_attacks)
+    errors += unknown or (_wrong(settings.conditions) if whole else ())
     raise_all(errors)
     return settings
+
+
+def _wrong(resolve: Callable[[], object]) -> tuple[InputError, ...]:
+    try:
+        resolve()
+    except InputError as error:
+        return together(error)
+    return ()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sfumato.attacks import Reconstruction, WhiteBox
+from sfumato.attacks import Attack, BlackBox, Reconstruction, WhiteBox
 from sfumato.audit.card import Quality, Suspicion
-from sfumato.models import Stochastic
+from sfumato.models import Stochastic, expected
 from sfumato.training import Fit
 
 _NO_PROGRESS = 0.9
 _CONSTANT = 1e-4
 _VANISHED = 1e-6
+_LEVELS = 256
+_WORSE = 1.1
+_BEHIND = 0.2
+_BUDGET = ("observations", "images", "queries")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +32,12 @@ class Evidence:
         fit: The model's training.
         test_accuracy: Fraction.
         chance: Share of the most frequent test class.
-        attacks: Attack name to what it made.
+        attacks: Attack label to what it made.
+        specs: Attack label to the attack.
         random_channel: Whether what is sent is random.
         mean_image: Error of answering with the mean training image, on the judged test images.
-        gradient: Mean norm of the gradient of ½‖edge(x)‖² in x; ``None`` where it was not measured.
+        gradient: Mean norm of the gradient in x of ½‖what is sent of x‖²; ``None`` where it was not measured.
+        levels: How many different numbers are sent of a batch of images; ``None`` where it was not measured.
     """
 
     fit: Fit
@@ -39,6 +47,8 @@ class Evidence:
     random_channel: bool
     mean_image: Quality
     gradient: float | None
+    levels: int | None = None
+    specs: Mapping[str, Attack] = field(default_factory=dict)
 
 
 def suspicions(evidence: Evidence) -> list[Suspicion]:
@@ -56,9 +66,16 @@ def _all(evidence: Evidence) -> Iterator[tuple[str, str]]:
     if evidence.gradient is not None and evidence.gradient < _VANISHED:
         yield (
             "gradient-vanishes",
-            "The edge passes almost no gradient back to its input: attacks that optimize the image are blind to it, "
+            "Edge and channel pass almost no gradient back to the image: attacks that optimize the image are blind, "
             "which hides a leak and does not close it.",
         )
+    if evidence.levels is not None and evidence.levels <= _LEVELS:
+        yield (
+            "quantized",
+            f"What is sent takes only {evidence.levels} different values. Rounding has no gradient of use, so attacks "
+            "that optimize the image say little here; those that learn from examples count.",
+        )
+    yield from _between(evidence.attacks, evidence.specs)
     if evidence.random_channel and all(attack.observations == 1 for attack in evidence.attacks.values()):
         yield (
             "not-averaged",
@@ -67,19 +84,52 @@ def _all(evidence: Evidence) -> Iterator[tuple[str, str]]:
         )
 
 
+def _between(attacks: Mapping[str, Reconstruction], specs: Mapping[str, Attack]) -> Iterator[tuple[str, str]]:
+    """Attacks that did worse than one that had less."""
+    for (weaker, less), (stronger, more) in itertools.permutations(specs.items(), 2):
+        small, large = (float(attacks[name].quality["test"].mse.mean()) for name in (weaker, stronger))
+        if _has_more(more, less) and large > _WORSE * small:
+            yield (
+                "stronger-is-weaker",
+                f"The attack {stronger} has more than {weaker} and errs more (MSE {large:.4f} against {small:.4f}): it "
+                "may not have been trained to its end.",
+            )
+    seen = {name: float(attacks[name].quality["test"].ssim.mean()) for name in specs}
+    blind = [seen[name] for name, attack in specs.items() if attack.threat_models == frozenset({"white-box"})]
+    learned = [seen[name] for name, attack in specs.items() if "black-box" in attack.threat_models]
+    if blind and learned and max(learned) - max(blind) > _BEHIND:
+        yield (
+            "weights-do-not-help",
+            f"Attacks that know the edge's weights reach SSIM {max(blind):.2f}, attacks that only query it "
+            f"{max(learned):.2f}: the edge may hide its gradient, or the optimization may have failed.",
+        )
+
+
+def _has_more(more: Attack, less: Attack) -> bool:
+    """Whether two attacks are the same but for a larger budget."""
+    if type(more) is not type(less):
+        return False
+    ours, theirs = more.describe(), less.describe()
+    if any(ours[name] != theirs[name] for name in ours if name not in _BUDGET):
+        return False
+    pairs = [tuple(math.inf if told[name] is None else told[name] for told in (ours, theirs)) for name in _BUDGET]
+    return ours != theirs and all(mine >= other for mine, other in pairs)
+
+
 def _of_attack(name: str, attack: Reconstruction, mean_image_mse: float) -> Iterator[tuple[str, str]]:
     if attack.diverged:
         yield (
             "attack-diverged",
             f"A loss of the attack {name} became infinite or NaN; its figures say nothing.",
         )
-    before, after = attack.figures.get("mse_before"), attack.figures.get("mse_after")
-    if before is not None and after is not None and after > _NO_PROGRESS * before:
-        yield (
-            "attack-did-not-train",
-            f"The attack {name} hardly improved on its start (MSE {before:.4f} to {after:.4f}): it may be the attack "
-            "that failed and not the defense that held.",
-        )
+    for figure, title in (("mse", "MSE"), ("objective", "objective")):
+        before, after = (attack.figures.get(f"{figure}_{when}") for when in ("before", "after"))
+        if before is not None and after is not None and after > _NO_PROGRESS * before:
+            yield (
+                "attack-did-not-train",
+                f"The attack {name} hardly improved on its start ({title} {before:.4g} to {after:.4g}): it may be the "
+                "attack that failed and not the defense that held.",
+            )
     made = attack.images["test"]
     if len(made) > 1 and float(made.std(0).mean()) < _CONSTANT:
         yield "constant-output", f"The attack {name} answers every feature with the same picture."
@@ -98,7 +148,16 @@ def is_random(channel: torch.nn.Module) -> bool:
 
 
 def gradient_through(target: WhiteBox, x: Tensor) -> float:
-    """Mean norm of the gradient of ½‖edge(x)‖² in x, over images x (N, C, H, W)."""
+    """Mean norm of the gradient in x of ½‖z‖², z the mean of what is sent of the images x (N, C, H, W)."""
     x = x.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(0.5 * target.edge(x).square().sum(), x)
-    return float(gradient.flatten(1).norm(dim=1).mean())
+    z = expected(target.channel, target.edge(x))
+    if not z.requires_grad:
+        return 0.0
+    (gradient,) = torch.autograd.grad(0.5 * z.square().sum(), x, allow_unused=True)
+    return 0.0 if gradient is None else float(gradient.flatten(1).norm(dim=1).mean())
+
+
+def levels_of(target: BlackBox, x: Tensor) -> int | None:
+    """How many different numbers are sent of the images x (N, C, H, W); ``None`` where too few are sent to tell."""
+    z = target.query(x)
+    return int(torch.unique(z).numel()) if z.numel() >= 10 * _LEVELS else None

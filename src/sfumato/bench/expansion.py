@@ -36,9 +36,11 @@ class Job:
     def key(self) -> str:
         """Name of its card: readable, and different for whatever makes the result different.
 
-        Where one's own copy of the images lies and on which device it runs are no part of it.
+        Where one's own copy of the images lies, on which device it runs and what would be a failure are no part of it.
         """
-        told = self.settings.model_dump(mode="json", exclude={"device": True, "defenses": True, "data": {"path"}})
+        told = self.settings.model_dump(
+            mode="json", exclude={"device": True, "defenses": True, "fail_if": True, "data": {"path"}}
+        )
         (defense,) = self.settings.resolved_defenses().values()
         attacks = [attack.describe() for attack in self.settings.resolved_attacks()]
         address = hash_of([{**told, "attacks": attacks}, defense.describe()], length=12)

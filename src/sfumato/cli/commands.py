@@ -1,6 +1,7 @@
 """The commands.
 
-Exit codes: 0 fine, 1 an error of the program, 2 bad input, 3 a calibration that does not hold, 130 interrupted.
+Exit codes: 0 fine, 1 an error of the program, 2 bad input, 3 a calibration that does not hold, 4 a defense that fails a
+condition of ``--fail-if``, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from rich.console import Console
 
 import sfumato
 from sfumato.audit import Card, Settings, attack_run, audit, load_settings, preset, read_yaml, reopen, train_all
+from sfumato.audit.gate import Condition, parse_all
 from sfumato.cli.calibrate import calibrate_command
 from sfumato.cli.catalogue import CATALOGUE, as_blocks
 from sfumato.cli.flags import DEFAULT_PRESET, nested, takes_sections, takes_settings, unknown_flag
+from sfumato.cli.gate import Gate
 from sfumato.cli.interrupt import stop_on_interrupt
 from sfumato.errors import InputError, Interrupted, SfumatoError
 from sfumato.progress import Bar
@@ -35,7 +38,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     help="Private split inference: train split models, attack them, report what leaks.\n\n"
     "Exit codes: 0 fine, 1 an error of the program, 2 bad input, 3 a calibration that does not hold, "
-    "130 interrupted (the same command resumes).",
+    "4 a defense fails a condition of --fail-if, 130 interrupted (the same command resumes).",
 )
 app.register_install_completion_command()
 app.command(calibrate_command, name="calibrate")
@@ -71,14 +74,14 @@ def audit_command(
     tensorboard: TensorBoard = False,
     checkpoint_seconds: Seconds = 60.0,
     flags: dict[str, Any],
-) -> None:
+) -> int:
     """Train defenses, attack them, and write a page that shows what leaks (the main job)."""
     settings = _settings(preset, config, flags)
     for folder in (runs, out):
         require_writable(folder)
     with _runtime(settings, tensorboard, checkpoint_seconds) as runtime:
         cards = audit(settings, root=runs, runtime=runtime)
-    _report(cards, out, as_json=json)
+    return _report(cards, settings.conditions(), out, as_json=json)
 
 
 @app.command(name="train")
@@ -111,7 +114,7 @@ def train_command(
 
 
 @app.command(name="attack")
-@takes_sections("attacks", "evaluation")
+@takes_sections("attacks", "evaluation", "fail_if")
 def attack_command(
     run: Annotated[list[Path], Parameter(help="Folders of trained runs.", negative=())],
     /,
@@ -120,29 +123,32 @@ def attack_command(
     json: Json = False,
     checkpoint_seconds: Seconds = 60.0,
     flags: dict[str, Any],
-) -> None:
+) -> int:
     """Attack trained runs; what is not given is as the run was told when it was trained."""
+    told = [load_settings([reopen.settings_of(folder), flags]) for folder in run]
     require_writable(out)
     cards = []
-    for folder in run:
-        settings = load_settings([reopen.settings_of(folder), flags])
+    for folder, settings in zip(run, told, strict=True):
         with _runtime(settings, False, checkpoint_seconds) as runtime:
             trained, splits = reopen.run_of(folder, settings, runtime=runtime)
             cards.append(attack_run(trained, settings, splits, runtime=runtime))
-    _report(cards, out, as_json=json)
+    return _report(cards, told[0].conditions(), out, as_json=json)
 
 
 @app.command(name="report")
+@takes_sections("fail_if")
 def report_command(
     card: Annotated[list[Path], Parameter(help="Cards, or folders that hold some.", negative=())],
     /,
     *,
     out: Out = _REPORT,
     json: Json = False,
-) -> None:
+    flags: dict[str, Any],
+) -> int:
     """Make the page from cards."""
+    conditions = parse_all(flags.get("fail_if", ()))
     found = [file for path in card for file in _cards_in(path)]
-    _report([Card.load(file) for file in found], out, as_json=json)
+    return _report([Card.load(file) for file in found], conditions, out, as_json=json)
 
 
 @app.command(name="list")
@@ -190,7 +196,10 @@ def _with_bad_values(arguments: list[str]) -> list[str]:
         try:
             _, bound, unused, _ = app.parse_known_args(words)
             unknown += [word for word in unused if word.startswith("-") and not word[1:2].isdigit()]
-            _settings(bound.arguments.get("preset"), bound.arguments.get("config"), nested(bound.arguments))
+            given = bound.arguments
+            # What attack and report do not read of the settings is elsewhere, and so is what they measure.
+            whole = words[0] in ("audit", "train")
+            _settings(given.get("preset"), given.get("config"), nested(given), whole=whole)
             break
         except UnknownOptionError as error:  # a command that takes names complains about each flag among them
             unknown.append(error.token.keyword or error.token.value)
@@ -207,14 +216,14 @@ def _lines(error: Exception) -> list[str]:
     return str(error).strip().splitlines()
 
 
-def _settings(name: str | None, config: Path | None, flags: dict[str, Any]) -> Settings:
+def _settings(name: str | None, config: Path | None, flags: dict[str, Any], *, whole: bool = True) -> Settings:
     layers: list[dict[str, Any]] = []
     # A file says everything itself; the default preset is for calls that say nothing.
     if name is not None or config is None:
         layers.append(preset(name or DEFAULT_PRESET))
     if config is not None:
         layers.append(read_yaml(config))
-    return load_settings([*layers, flags])
+    return load_settings([*layers, flags], whole=whole)
 
 
 @contextmanager
@@ -240,7 +249,9 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _report(cards: list[Card], out: Path, *, as_json: bool) -> None:
+def _report(cards: list[Card], conditions: tuple[Condition, ...], out: Path, *, as_json: bool) -> int:
+    """Write page and cards, print what they say, and return the exit code."""
+    gate = Gate.over(cards, conditions)  # first: a condition on what was not measured is bad input
     page, folder = out / "page.html", out / "cards"
     written = set()
     for i, card in enumerate(cards):
@@ -253,14 +264,15 @@ def _report(cards: list[Card], out: Path, *, as_json: bool) -> None:
             if old not in written:
                 old.unlink()
     if as_json:
-        _print_json({"page": str(page), "cards": str(folder), "rows": rows(cards)})
-        return
+        _print_json({"page": str(page), "cards": str(folder), "rows": rows(cards), "gate": gate.as_json()})
+        return gate.tell()
     console = Console()
     members = entries(cards)
     console.print(rich_table(cards))
     words = conclude(members, judge_all(members))
     console.print(f"\n[bold]{words.headline}[/bold]\n{' '.join(words.sentences)}", highlight=False)
     console.print(f"\nPage: {page.resolve().as_uri()}", soft_wrap=True, highlight=False)
+    return gate.tell(console)
 
 
 def _cards_in(path: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from cyclopts import Parameter, Token
 from pydantic import BaseModel
@@ -19,9 +19,11 @@ from sfumato.errors import InputError, SfumatoError
 DEFAULT_PRESET = "digits"
 """Where a call without ``--config`` starts from."""
 _ESCAPE = "__"
+_METAVARS = {"fail_if": "CONDITION..."}
+_Result = TypeVar("_Result")
 
 
-def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+def takes_settings(command: Callable[..., _Result]) -> Callable[..., _Result]:
     """Give a command a flag for every field of :class:`~sfumato.audit.settings.Settings`.
 
     The command gets what was given as one nested mapping, in its argument ``flags``. Values stay text: the settings
@@ -32,26 +34,26 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     return _with_flags(command, _parameters(Settings, (), Settings.model_validate(preset(DEFAULT_PRESET))))
 
 
-def takes_sections(*sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_sections(*sections: str) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
     """Like :func:`takes_settings` for a command that reads some sections alone, and the rest from elsewhere.
 
     The help shows no defaults: what is not given comes from there too.
     """
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(command: Callable[..., _Result]) -> Callable[..., _Result]:
         every = _parameters(Settings, (), None)
         return _with_flags(command, (p for p in every if p.name.split(_ESCAPE)[0] in sections))
 
     return decorate
 
 
-def _with_flags(command: Callable[..., None], flags: Iterable[inspect.Parameter]) -> Callable[..., None]:
+def _with_flags(command: Callable[..., _Result], flags: Iterable[inspect.Parameter]) -> Callable[..., _Result]:
     own = [p for name, p in inspect.signature(command, eval_str=True).parameters.items() if name != "flags"]
     generated = list(flags)
 
-    def with_flags(*args: Any, **given: Any) -> None:
+    def with_flags(*args: Any, **given: Any) -> _Result:
         rest = {name: value for name, value in given.items() if name not in _SETTINGS}
-        command(*args, flags=nested(given), **rest)
+        return command(*args, flags=nested(given), **rest)
 
     with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__
     with_flags.__signature__ = inspect.Signature([*own, *generated])  # type: ignore[attr-defined]
@@ -101,7 +103,7 @@ def _annotation(field: FieldInfo, path: tuple[str, ...], default: str) -> Any:
         show_default=False,
         consume_multiple=many,
         negative=(),
-        metavar="CHOICE" if choice else "NAME..." if many else kind.__name__.upper(),
+        metavar="CHOICE" if choice else _METAVARS.get(path[-1], "NAME...") if many else kind.__name__.upper(),
         # Text for the settings to read: cyclopts would validate it first, alone, and in other words.
         converter=_choice if choice else _several if many else _one,
     )
@@ -113,7 +115,7 @@ def _default(preset: object, plain: object) -> str:
     """What holds without the flag: without anything, and with ``--config``."""
     shown, own = _shown(preset), _shown(plain)
     if preset == plain:
-        return f"[default: {shown}]" if plain is not None else ""
+        return f"[default: {shown}]" if plain not in (None, ()) else ""
     if shown == own:
         return f"[default: {shown} with the preset's arguments; with their own with --config]"
     return f"[default: {shown}; {own} with --config]"

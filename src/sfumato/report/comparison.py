@@ -6,11 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sfumato.audit.card import AttackInfo, Card
+from sfumato.audit.reference import is_undefended
 from sfumato.errors import InputError
 from sfumato.report.format import call
-
-PASSIVE_PARTS = frozenset({"bottleneck", "identity", "none", "prune"})
-"""Parts that shape the feature but are not there to protect it: a model with no others is undefended."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,6 @@ class Entry:
     def strongest(self) -> AttackInfo:
         """The attack that reconstructs test images best."""
         return strongest_attack(self.card)
-
-
-def is_undefended(card: Card) -> bool:
-    """Whether the card's model has no part that is meant to protect it."""
-    return all(part.name in PASSIVE_PARTS for part in card.defense.parts)
 
 
 def strongest_attack(card: Card) -> AttackInfo:

@@ -88,6 +88,7 @@ def render_page(cards: Sequence[Card], *, title: str = "What the feature gives a
         plots=[_plot(group, index) for index, group in enumerate(by_data(members))],
         assaults=_assaults(members),
         trained_on=coverage.TRAINED_ON,
+        judged=any(entry.card.judge is not None for entry in members),
         suspicions=sum(len(entry.card.suspicions) for entry in members),
         assumptions=coverage.assumptions(members),
         not_tried=coverage.not_tried(members),

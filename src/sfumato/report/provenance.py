@@ -35,7 +35,7 @@ def own(members: Sequence[Entry]) -> list[list[Fact]]:
 
 def facts(card: Card) -> list[Fact]:
     """Everything the card says about how it came to be, except the attacks."""
-    return [*_data(card), *_model(card), *_training(card), *_theory(card), *_where(card)]
+    return [*_data(card), *_model(card), *_training(card), *_judge(card), *_theory(card), *_where(card)]
 
 
 def _data(card: Card) -> list[Fact]:
@@ -79,6 +79,13 @@ def _training(card: Card) -> list[Fact]:
         Fact("Last losses", losses or "none"),
         Fact("Accuracy", f"{accuracy}, {percent(utility.test_accuracy)} test"),
     ]
+
+
+def _judge(card: Card) -> list[Fact]:
+    if card.judge is None:
+        return []
+    what = f"the undefended {card.model.backbone}, width ×{card.model.width:g}, from seed {card.judge.seed}"
+    return [Fact("Classifier that looks at reconstructions", what), Fact("Its run", card.judge.run, exact=True)]
 
 
 def _theory(card: Card) -> list[Fact]:

@@ -29,7 +29,13 @@ class Words:
 
 def describe(entry: Entry, verdict: Verdict) -> Words:
     """One model's verdict in words: what is seen, what the defense adds, what it costs, what to doubt."""
-    sentences = (_figures(entry.card, verdict), _exposed(verdict), _effect(entry, verdict), _price(entry, verdict))
+    sentences = (
+        _figures(entry.card, verdict),
+        _exposed(verdict),
+        *_recognized(entry.card),
+        _effect(entry, verdict),
+        _price(entry, verdict),
+    )
     return Words(_SEES[verdict.level], sentences, _doubt(verdict))
 
 
@@ -64,6 +70,18 @@ def _exposed(verdict: Verdict) -> str:
     one = plural(verdict.recognizable, "is", "are")
     verb = f"{verdict.recognizable:,} of the {verdict.judged:,} pictures that were judged {one} recognizable"
     return f"{verb} ({percent(verdict.recognizable / verdict.judged)})."
+
+
+def _recognized(card: Card) -> list[str]:
+    """What the judge recognizes of the attack that it recognizes most of; nothing without a judge."""
+    shares = {attack.attack.name: attack.identity for attack in card.attacks if attack.identity is not None}
+    if card.judge is None or not shares:
+        return []
+    name, share = max(shares.items(), key=lambda pair: pair[1])
+    return [
+        f"An independent classifier recognizes {percent(card.judge.accuracy)} of the originals and "
+        f"{percent(share)} of the reconstructions by {name} (chance: {percent(card.judge.chance)})."
+    ]
 
 
 def _effect(entry: Entry, verdict: Verdict) -> str:

@@ -1,0 +1,13 @@
+"""Which audited models are there only to measure the others against."""
+
+from __future__ import annotations
+
+from sfumato.audit.card import Card
+
+PASSIVE_PARTS = frozenset({"bottleneck", "identity", "none", "prune"})
+"""Parts that shape the feature but are not there to protect it: a model with no others is undefended."""
+
+
+def is_undefended(card: Card) -> bool:
+    """Whether the card's model has no part that is meant to protect it."""
+    return all(part.name in PASSIVE_PARTS for part in card.defense.parts)
