@@ -225,7 +225,7 @@ def test_equals_training_by_hand(tmp_path: Path) -> None:
     ]
     with torch.no_grad():
         images = decoder(target.query(VICTIMS["test"].images / 255).double()).float()
-    torch.testing.assert_close(ours.images["test"], images, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours.images["test"], images, rtol=0, atol=2e-3)
     # Queries: validation before, after each epoch and at the end; the training images once an epoch.
     assert ours.queries == 9 * (1 + 4 + 1) + 4 * 24
 

@@ -43,13 +43,17 @@ def test_finds_the_minimum_and_goes_no_further(name: str, sigma: float, attack: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attack", [replace(DECODER, depth=0), UNET, TRANSFORMER], ids=lambda a: a.architecture)
-def test_from_vectors_too(attack: DecoderAttack) -> None:
+@pytest.mark.parametrize(
+    ("name", "sigma", "attack"),
+    [("smooth", 0.03, replace(DECODER, depth=0)), ("smooth", 0.03, UNET), ("patches", 0.1, TRANSFORMER)],
+    ids=["residual", "unet", "transformer"],
+)
+def test_from_vectors_too(name: str, sigma: float, attack: DecoderAttack) -> None:
     """The same features without their places: which of them belong together has to be found first."""
-    bed = STANDARD_BEDS["smooth"].build(0.03)
+    bed = STANDARD_BEDS[name].build(sigma)
     assert isinstance(bed, LinearGaussian)
-    flat = replace(bed, channel=replace(bed.channel, feature_shape=(36,)))
-    row = measure("smooth", flat, attack=replace(attack, epochs=12), sizes=SIZES, runtime=runtime())
+    flat = replace(bed, channel=replace(bed.channel, feature_shape=(len(bed.channel.weight),)))
+    row = measure(name, flat, attack=replace(attack, epochs=12), sizes=SIZES, runtime=runtime())
     assert row.attack is not None
     assert row.broken() == ()
     assert row.attack.ratio.value <= 1.03

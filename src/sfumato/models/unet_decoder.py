@@ -79,13 +79,13 @@ class UNetDecoder(nn.Sequential):
         if depth < 0 or width < 1:
             raise InputError("decoder (depth, width)", (depth, width), "depth of 0 or more, width of 1 or more")
         doublings(feature_shape, image_shape)
-        channels, *sides = feature_shape
-        scale = tuple(-(-image // feature) for image, feature in zip(image_shape[1:], sides))
+        channels, h, w = feature_shape
+        scale = (-(-image_shape[1] // h), -(-image_shape[2] // w))
         levels = max(0, min((depth - 1) // 2, int(math.log2(min(image_shape[1:]))) - 1))
         with spare_global_generator():
             layers: list[nn.Module] = [nn.BatchNorm2d(channels)]
             layers.append(nn.ConvTranspose2d(channels, width, scale, stride=scale))
-            if tuple(side * times for side, times in zip(sides, scale)) != image_shape[1:]:
+            if (h * scale[0], w * scale[1]) != image_shape[1:]:
                 layers.append(nn.Upsample(image_shape[1:], mode="bilinear"))
             layers.append(UNet(width, levels, depth - 2 * levels))
             super().__init__(*layers, ResidualBlock(width, image_shape[0]), nn.Sigmoid())

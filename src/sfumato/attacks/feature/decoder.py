@@ -138,7 +138,7 @@ class DecoderJob:
         decoder = decoder.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.Adam(decoder.parameters(), lr=lr, weight_decay=weight_decay)
         self.decoder, self.module = decoder, runtime.fabric.setup_module(decoder)
-        self._optimizer = runtime.fabric.setup_optimizers(optimizer)
+        self._optimizer: Any = runtime.fabric.setup_optimizers(optimizer)
         self._fabric = runtime.fabric
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, eta_min=lr / 100)
 

@@ -149,9 +149,9 @@ class GANJob:
         critic = critic.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         adam = torch.optim.Adam(critic.parameters(), lr=attack.critic_lr, betas=_BETAS)
         self._critic, self._judge = critic, fabric.setup_module(CriticLoss(critic))
-        self._critic_optimizer = fabric.setup_optimizers(adam)
+        self._critic_optimizer: Any = fabric.setup_optimizers(adam)
         own = torch.optim.Adam(inner.decoder.parameters(), lr=attack.lr, betas=_BETAS)
-        self._optimizer = fabric.setup_optimizers(own)
+        self._optimizer: Any = fabric.setup_optimizers(own)
 
     def epoch_start(self, epoch: int) -> None:
         """Training mode."""
@@ -263,4 +263,5 @@ def gradient_penalty(critic: nn.Module, images: Tensor) -> Tensor:
     """
     images = images.detach().requires_grad_()
     (slope,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
-    return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+    penalty: Tensor = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+    return penalty
