@@ -70,7 +70,17 @@ def decoder_sides(runtime: Runtime) -> tuple[Work, Work]:
     model, knowledge = make_split().to(runtime.device), make_knowledge().to(runtime.device)
     target = make_target(model, "black-box", generator=runtime.generator(2))
     own, validation = observe(target, knowledge)
-    job = DecoderJob(DECODER, target, own, validation, runtime.generator(3), runtime)
+    job = DecoderJob(
+        Decoder(model.feature.shape, model.image_shape, depth=DECODER.depth, width=DECODER.width, generator=seeded(3)),
+        target,
+        own,
+        validation,
+        epochs=DECODER.epochs,
+        lr=DECODER.lr,
+        weight_decay=DECODER.weight_decay,
+        generator=runtime.generator(3),
+        runtime=runtime,
+    )
 
     def ours() -> None:
         fit(job, own.images, Plan(1, BATCH_SIZE, seed=0), runtime)

@@ -87,7 +87,6 @@ class KnowsWeights(DecoderAttack):
     [
         (({}, {"observations": 4}), (0.01, 0.02), True),
         (({}, {"observations": 4}), (0.01, 0.0105), False),
-        (({}, {"observations": 4}), (0.02, 0.01), False),
         (({"images": 50}, {}), (0.01, 0.02), True),
         (({"queries": 50, "observations": 1}, {"queries": 60, "observations": 2}), (0.01, 0.02), True),
         (({"queries": 50, "observations": 2}, {"queries": 60, "observations": 1}), (0.01, 0.02), False),
@@ -101,6 +100,16 @@ def test_an_attack_that_had_more_and_did_worse(budgets, errors, raised):
     found = suspicions(replace(SOUND, attacks=attacks, specs=specs))
     assert [suspicion.code for suspicion in found] == ["stronger-is-weaker"] * raised
     assert not raised or "The attack b has more than a" in found[0].message
+
+
+@pytest.mark.parametrize(("averaged", "raised"), [(0.0159, True), (0.0161, False)])
+def test_noise_that_averages_out(averaged, raised):
+    specs = {"once": DecoderAttack(), "often": DecoderAttack(observations=16)}
+    attacks = {"once": made(mse=0.02), "often": made(mse=averaged, observations=16)}
+    found = suspicions(replace(SOUND, random_channel=True, attacks=attacks, specs=specs))
+    assert [suspicion.code for suspicion in found] == ["averages-out"] * raised
+    more_images = {"once": DecoderAttack(images=9), "often": DecoderAttack(observations=16)}
+    assert not suspicions(replace(SOUND, random_channel=True, attacks=attacks, specs=more_images))
 
 
 @pytest.mark.parametrize(("knowing", "raised"), [(0.5, True), (0.65, False), (0.9, False)])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sfumato.arguments import call
+from sfumato.attacks.auto import Auto, Scene, Strongest, scene_of, strongest
 from sfumato.attacks.base import Attack, Inverter, Knowledge, Learned, Reconstruction
 from sfumato.attacks.feature.decoder import DecoderAttack
 from sfumato.attacks.feature.deep_prior import DeepPriorAttack
@@ -23,8 +24,8 @@ ATTACKS: dict[str, type[Attack]] = {
 }
 
 
-def build(spec: str | Mapping[str, Any], *, field: str = "attack") -> Attack:
-    """An attack from plain data: its name, or ``{"attack": name, **arguments}``.
+def build(spec: str | Mapping[str, Any], *, field: str = "attack") -> Attack | Auto:
+    """An attack, or the sequence of attacks ``auto``, from plain data: its name, or ``{"attack": name, **arguments}``.
 
     Raises:
         InputError: Unknown attack or argument (the nearest is suggested), or a value out of range.
@@ -34,15 +35,17 @@ def build(spec: str | Mapping[str, Any], *, field: str = "attack") -> Attack:
     """
     arguments = {"attack": spec} if isinstance(spec, str) else dict(spec)
     name = arguments.pop("attack", None)
-    if name not in ATTACKS:
-        raise InputError(f"{field}.attack", name, one_of(ATTACKS, name))
-    return call(ATTACKS[name], arguments, field=f"{field}.{name}")
+    kinds: dict[str, Callable[..., Attack | Auto]] = {**ATTACKS, Auto.name: Auto}
+    if name not in kinds:
+        raise InputError(f"{field}.attack", name, one_of(kinds, name))
+    return call(kinds[name], arguments, field=f"{field}.{name}")
 
 
 __all__ = [
     "ATTACKS",
     "THREAT_MODELS",
     "Attack",
+    "Auto",
     "BlackBox",
     "DecoderAttack",
     "DeepPriorAttack",
@@ -55,9 +58,13 @@ __all__ = [
     "Learned",
     "RMLEAttack",
     "Reconstruction",
+    "Scene",
+    "Strongest",
     "ThreatModel",
     "WhiteBox",
     "build",
     "labels",
     "make_target",
+    "scene_of",
+    "strongest",
 ]

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sfumato.attacks import Reconstruction
+from sfumato.attacks import Attack, Auto, Reconstruction, Scene
 from sfumato.errors import CorruptFileError
 from sfumato.metrics import Quality
 from sfumato.storage import load_state, save_state
 
 KEPT = "reconstruction.safetensors"
+
+
+def expanded(entries: Sequence[Attack | Auto], scene: Scene) -> tuple[Attack, ...]:
+    """Every attack to run, once: those that ``auto`` stands for in its place.
+
+    Raises:
+        InputError: None of those that ``auto`` stands for can work on such images and features.
+    """
+    found: list[Attack] = []
+    for entry in entries:
+        members = entry.members(scene) if isinstance(entry, Auto) else (entry,)
+        found += [attack for attack in members if attack not in found]
+    return tuple(found)
 
 
 def keep(made: Reconstruction, folder: Path) -> None:

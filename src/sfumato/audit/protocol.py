@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 import sfumato
 from sfumato import metrics
-from sfumato.attacks import Attack, Knowledge, Reconstruction, WhiteBox, labels, make_target
+from sfumato.attacks import Attack, Knowledge, Reconstruction, Scene, WhiteBox, labels, make_target, scene_of, strongest
 from sfumato.audit import attacking
 from sfumato.audit import card as cards
 from sfumato.audit.card import Card
+from sfumato.audit.examples import examples
 from sfumato.audit.judge import add_judgement, train_judge
 from sfumato.audit.runs import Run, checksum_of, edge_digest, load_data, prepare, recipe_of, train_run, undefended
 from sfumato.audit.settings import Settings
@@ -37,7 +33,6 @@ from sfumato.training import Runtime
 
 CARD, CHECKSUM = "card.json", "card.sha256"
 _PROBES = 64
-_FIXED_EXAMPLES = 8
 
 
 def audit(settings: Settings, *, root: Path, runtime: Runtime) -> list[Card]:
@@ -103,14 +98,19 @@ def _check_fit(settings: Settings, defenses: Mapping[str, Defense], splits: Spli
     for label, defense in defenses.items():
         try:
             split, _ = prepare(settings, defense, splits)
-            for attack in settings.resolved_attacks():
+            # Whether it is random is not known yet, and changes nothing about shapes.
+            scene = Scene(
+                settings.evaluation.threat_model, True, len(splits.train), split.image_shape, split.feature.shape
+            )
+            for attack in attacking.expanded(settings.resolved_attacks(), scene):
                 attack.check(split.image_shape, split.feature.shape)
         except InputError as error:
             raise InputError(f"defenses: {label}: {error.field}", error.value, error.accepted) from error
     knowledge = _knowledge(settings, splits)
-    for i, attack in enumerate(settings.resolved_attacks()):
+    for i, entry in enumerate(settings.resolved_attacks()):
         try:
-            attack.affordable(knowledge)
+            if isinstance(entry, Attack):
+                entry.affordable(knowledge)
         except InputError as error:
             raise InputError(f"attacks[{i}].{error.field}", error.value, error.accepted) from error
 
@@ -128,14 +128,15 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
         InputError: The attacker is to learn from auxiliary images and none were set aside.
         Interrupted: Asked to stop; the same call goes on.
     """
-    found = settings.resolved_attacks()
+    knowledge = _knowledge(settings, splits)
+    scout = make_target(run.split, settings.evaluation.threat_model, generator=runtime.generator(settings.seed + 23))
+    found = attacking.expanded(settings.resolved_attacks(), scene_of(scout, knowledge, runtime.device))
     name = hash_of([[a.describe() for a in found], settings.evaluation.model_dump(), settings.seed])
     folder = run.folder / f"attack-{name}"
     known = _known(folder / CARD)
     if known is not None:
         # What people call a defense does not determine its result, and may have changed since.
         return known.model_copy(update={"defense": _defense_info(run.label, run.defense)})
-    knowledge = _knowledge(settings, splits)
     root = run.folder.parent
     judge = train_judge(settings, splits, root=root, runtime=runtime) if settings.evaluation.judge else None
     victims = {
@@ -246,7 +247,7 @@ def _card(
             _attack_info(name, attack, settings, knowledge, result, victims["test"])
             for attack, (name, result) in zip(attacks, made.items(), strict=True)
         ],
-        worst_case=_worst_case(made.values()),
+        worst_case=_worst_case(made),
         suspicions=suspicions(evidence),
         timing=_timing(run, made, runtime),
         environment=cards.Environment(
@@ -341,44 +342,13 @@ def _attack_info(
         test=_means(result.quality["test"]),
         test_mse=result.quality["test"].mse.tolist(),
         test_ssim=result.quality["test"].ssim.tolist(),
-        examples=_examples(result, victims),
+        examples=examples(result, victims),
     )
 
 
-def _examples(result: Reconstruction, victims: ImageSet) -> list[cards.Example]:
-    order = result.quality["test"].ssim.argsort(stable=True)
-    ranks: list[tuple[Literal["best", "median", "worst", "fixed"], int]] = [
-        ("best", int(order[-1])),
-        ("median", int(order[len(order) // 2])),
-        ("worst", int(order[0])),
-        *(("fixed", i) for i in range(min(_FIXED_EXAMPLES, len(order)))),
-    ]
-    return [
-        cards.Example(
-            rank=rank,
-            index=i,
-            label=victims.classes[int(victims.labels[i])],
-            mse=float(result.quality["test"].mse[i]),
-            ssim=float(result.quality["test"].ssim[i]),
-            original=_png(victims.images[i]),
-            reconstruction=_png((result.images["test"][i] * 255).round().to(torch.uint8)),
-        )
-        for rank, i in ranks
-    ]
-
-
-def _png(pixels: Tensor) -> str:
-    array = pixels.permute(1, 2, 0).cpu().numpy()
-    file = io.BytesIO()
-    Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def _worst_case(results: Iterable[Reconstruction]) -> cards.WorstCase:
-    found = [result.quality["test"] for result in results]
-    mse = torch.stack([quality.mse for quality in found]).amin(0)
-    ssim = torch.stack([quality.ssim for quality in found]).amax(0)
-    return cards.WorstCase(mse=float(mse.mean()), ssim=float(ssim.mean()))
+def _worst_case(made: Mapping[str, Reconstruction]) -> cards.WorstCase:
+    quality = strongest(made).quality
+    return cards.WorstCase(mse=float(quality.mse.mean()), ssim=float(quality.ssim.mean()))
 
 
 def _probed(run: Run, victims: ImageSet, settings: Settings, runtime: Runtime) -> tuple[float, int | None]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from sfumato import attacks, defenses
 from sfumato.arguments import from_pydantic
-from sfumato.attacks import Attack, ThreatModel
+from sfumato.attacks import Attack, Auto, ThreatModel
 from sfumato.audit.gate import GRAMMAR, Condition, parse_all, unmeasured
 from sfumato.defenses import Defense
 from sfumato.errors import InputError, one_of, raise_all, together
@@ -185,13 +185,13 @@ class Settings(_Settings):
         raise_all(errors)
         return found
 
-    def resolved_attacks(self) -> tuple[Attack, ...]:
-        """The attacks.
+    def resolved_attacks(self) -> tuple[Attack | Auto, ...]:
+        """The attacks; ``auto`` stands for those that the model and the threat model call for.
 
         Raises:
             InputError: Unknown names or arguments, all at once; the same attack twice; no attack at all.
         """
-        found: list[Attack] = []
+        found: list[Attack | Auto] = []
         errors: list[InputError] = []
         for i, entry in enumerate(self.attacks):
             try:
@@ -214,7 +214,10 @@ class Settings(_Settings):
                 is unknown.
         """
         found = parse_all(self.fail_if)
-        known = attacks.labels(self.resolved_attacks()) if found else ()
+        entries = self.resolved_attacks() if found else ()
+        known = list(attacks.labels([entry for entry in entries if isinstance(entry, Attack)]))
+        if any(isinstance(entry, Auto) for entry in entries):  # which of them it runs, the model decides
+            known += attacks.ATTACKS
         errors = (unmeasured(one, known, judged=self.evaluation.judge) for one in found)
         raise_all([error for error in errors if error is not None])
         return found

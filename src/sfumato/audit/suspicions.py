@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ _VANISHED = 1e-6
 _LEVELS = 256
 _WORSE = 1.1
 _BEHIND = 0.2
+_AVERAGED = 0.8
 _BUDGET = ("observations", "images", "queries")
 
 
@@ -85,14 +86,22 @@ def _all(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 
 def _between(attacks: Mapping[str, Reconstruction], specs: Mapping[str, Attack]) -> Iterator[tuple[str, str]]:
-    """Attacks that did worse than one that had less."""
+    """What comparing attacks tells: more that does worse, noise that averages out, weights that do not help."""
     for (weaker, less), (stronger, more) in itertools.permutations(specs.items(), 2):
         small, large = (float(attacks[name].quality["test"].mse.mean()) for name in (weaker, stronger))
-        if _has_more(more, less) and large > _WORSE * small:
+        if not _has_more(more, less):
+            continue
+        if large > _WORSE * small:
             yield (
                 "stronger-is-weaker",
                 f"The attack {stronger} has more than {weaker} and errs more (MSE {large:.4f} against {small:.4f}): it "
                 "may not have been trained to its end.",
+            )
+        if more == replace(less, observations=more.observations) and large < _AVERAGED * small:
+            yield (
+                "averages-out",
+                f"What is sent is random, and the mean of {more.observations} sendings of an image gives the attack "
+                f"{less.name} an MSE of {large:.4f} in place of {small:.4f}: the noise protects who is seen once.",
             )
     seen = {name: float(attacks[name].quality["test"].ssim.mean()) for name in specs}
     blind = [seen[name] for name, attack in specs.items() if attack.threat_models == frozenset({"white-box"})]

@@ -15,7 +15,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from sfumato.arguments import signature_of
-from sfumato.attacks import ATTACKS
+from sfumato.attacks import ATTACKS, THREAT_MODELS, Auto
 from sfumato.audit.settings import PRESETS as AUDITS
 from sfumato.audit.settings import preset
 from sfumato.bench import experiments, number_of_models
@@ -125,6 +125,15 @@ def _attacks() -> list[Row]:
             "source": attack.source,
         }
         for name, attack in ATTACKS.items()
+    ] + [
+        {
+            "name": Auto.name,
+            "what": _first_line(Auto),
+            "threat models": ", ".join(sorted(THREAT_MODELS)),
+            "cost": "all of its attacks",
+            "arguments": _arguments(Auto),
+            "source": Auto.source,
+        }
     ]
 
 

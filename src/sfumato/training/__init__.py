@@ -5,7 +5,7 @@ from __future__ import annotations
 from sfumato.data import Augment, Splits
 from sfumato.defenses import BoundDefense
 from sfumato.models import SplitModel
-from sfumato.training.loop import Fit, Job, Plan, fit
+from sfumato.training.loop import Fit, Job, Plan, fit, steps_per_epoch
 from sfumato.training.runtime import Runtime, make_fabric
 from sfumato.training.settings import Training, load_optimizer, make_optimizer, make_schedule
 from sfumato.training.split_job import SplitJob
@@ -77,5 +77,6 @@ __all__ = [
     "make_fabric",
     "make_optimizer",
     "make_schedule",
+    "steps_per_epoch",
     "train",
 ]

@@ -40,6 +40,7 @@ class DecoderAttack(Attack):
         weight_decay: L2 penalty.
         architecture: ``residual``, the paper's; ``unet``, which works at the image's own size; or ``transformer``,
             which lets all places of the feature look at each other.
+        patience: Stop after so many epochs without a better one; ``None`` goes on to the end.
     """
 
     name: ClassVar[str] = "decoder"
@@ -53,6 +54,7 @@ class DecoderAttack(Attack):
     batch_size: int = 256
     weight_decay: float = 1e-4
     architecture: Architecture = "residual"
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +63,7 @@ class DecoderAttack(Attack):
         self._require(0 < self.lr < float("inf"), "lr", "a learning rate above 0")
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
         self._require(0 <= self.weight_decay < float("inf"), "weight_decay", "0 or more")
+        self._require(self.patience is None or self.patience >= 1, "patience", "1 or more, or none")
         self._require(self.architecture in DECODERS, "architecture", one_of(DECODERS, self.architecture))
         least = least_width(self.architecture)
         self._require(self.width >= least, "width", f"{least} or more")
@@ -92,7 +95,7 @@ class DecoderAttack(Attack):
             runtime=runtime,
         )
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        plan = Plan(self.epochs, self.batch_size, seed)
+        plan = Plan(self.epochs, self.batch_size, seed, patience=self.patience)
         before = job.error()
         result = fit(job, own.images, plan, runtime)
         figures = {"mse_before": before, "mse_after": job.error(), "epoch_kept": float(result.epoch_kept)}

@@ -1,0 +1,229 @@
+"""The strongest of several attacks, without a parameter to tune."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from sfumato.attacks.base import Attack, Knowledge, Reconstruction
+from sfumato.attacks.feature.decoder import DecoderAttack
+from sfumato.attacks.feature.deep_prior import DeepPriorAttack
+from sfumato.attacks.feature.gan import GANAttack
+from sfumato.attacks.feature.generator import GeneratorAttack
+from sfumato.attacks.feature.latent_prior import LatentPriorAttack
+from sfumato.attacks.feature.rmle import RMLEAttack
+from sfumato.attacks.labels import labels
+from sfumato.attacks.threat import BlackBox, ThreatModel
+from sfumato.data import ImageSet
+from sfumato.errors import InputError, one_of
+from sfumato.metrics import Quality
+from sfumato.training import Runtime, steps_per_epoch
+
+Level = Literal["quick", "standard", "thorough"]
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What decides which attacks are of use.
+
+    Attributes:
+        threat_model: What the target exposes.
+        random: Whether the same image is sent differently each time.
+        images: How many images of its own the attacker learns from.
+        image_shape: (C, H, W).
+        feature_shape: Of what is sent, without the batch axis.
+    """
+
+    threat_model: ThreatModel
+    random: bool
+    images: int
+    image_shape: tuple[int, int, int]
+    feature_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Size:
+    steps: int
+    depth: int
+    width: int
+
+    def epochs(self, images: int, batch_size: int = _BATCH) -> int:
+        """Passes that make up the steps."""
+        return max(2, math.ceil(self.steps / steps_per_epoch(images, batch_size)))
+
+
+_SIZES: dict[str, _Size] = {
+    "quick": _Size(500, 2, 32),
+    "standard": _Size(2_000, 4, 32),
+    "thorough": _Size(10_000, 8, 64),
+}
+
+
+@dataclass(frozen=True)
+class Auto:
+    """A fixed sequence of attacks of different kinds; each victim is judged by whichever comes closest to it.
+
+    What AutoAttack (Croce & Hein 2020) is to adversarial robustness: nothing to tune, so nothing to tune badly. The
+    order is from cheap to costly. An attack of the sequence is left out where it has no use: one that needs the edge's
+    weights under another threat model, one that averages where the same image is always sent alike, one that cannot
+    work on a feature of this shape.
+
+    ===========  ======================================================================================================
+    level        attacks
+    ===========  ======================================================================================================
+    quick        decoder, rmle; decoder on means of 16 observations
+    standard     decoder, rmle, generator, decoder of U-Net form, latent_prior; decoder and rmle on means of 16, decoder
+                 on means of 4
+    thorough     those of standard, larger, longer and with restarts; decoder of transformer form, gan, deep_prior;
+                 generator and latent_prior on means of 16
+    ===========  ======================================================================================================
+
+    Trained attacks take about 500, 2,000 or 10,000 steps of 128 images; those that no longer improve on the attacker's
+    own validation images stop.
+
+    Args:
+        level: ``quick``, ``standard`` or ``thorough``.
+    """
+
+    name: ClassVar[str] = "auto"
+    source: ClassVar[str] = "after Croce & Hein 2020 (AutoAttack)"
+    level: Level = "standard"
+
+    def __post_init__(self) -> None:
+        if self.level not in _SIZES:
+            raise InputError(f"{self.name}.level", self.level, one_of(_SIZES, self.level))
+
+    def describe(self) -> dict[str, Any]:
+        """Its name and level, ready for JSON."""
+        return {"attack": self.name, "level": self.level}
+
+    def members(self, scene: Scene) -> tuple[Attack, ...]:
+        """The attacks, in order.
+
+        Raises:
+            InputError: None of them can work on such images and features.
+        """
+        found = tuple(attack for attack in self._sequence(scene) if _is_of_use(attack, scene))
+        if not found:
+            given = f"images {scene.image_shape}, features {scene.feature_shape}"
+            raise InputError(f"attack {self.name}", given, "a feature that one of its attacks can invert")
+        return found
+
+    def __call__(
+        self,
+        target: BlackBox,
+        knowledge: Knowledge,
+        victims: Mapping[str, ImageSet],
+        *,
+        generator: torch.Generator,
+        runtime: Runtime | None = None,
+    ) -> dict[str, Reconstruction]:
+        """What each member makes of the victims, by its label; :func:`strongest` picks the closest of each victim.
+
+        Args:
+            target: What the threat model exposes.
+            knowledge: The attacker's own images.
+            victims: Groups of images to reconstruct, by name.
+            generator: All that the attacks draw.
+            runtime: Device, folder for resuming, progress.
+
+        Raises:
+            InputError: No attack can work on such a target, or some images have another shape than its.
+        """
+        runtime = runtime or Runtime()
+        members = self.members(scene_of(target, knowledge, runtime.device))
+        made = {}
+        for label, attack in zip(labels(members), members, strict=True):
+            place = runtime if runtime.folder is None else runtime.at(runtime.folder / label)
+            made[label] = attack(target, knowledge, victims, generator=generator, runtime=place)
+        return made
+
+    def _sequence(self, scene: Scene) -> Iterator[Attack]:
+        size = _SIZES[self.level]
+        epochs = size.epochs(scene.images)
+        patience = max(3, epochs // 4)
+        decoder = DecoderAttack(
+            depth=size.depth, width=size.width, epochs=epochs, lr=2e-3, batch_size=_BATCH, patience=patience
+        )
+        thorough = self.level == "thorough"
+        rmle = RMLEAttack(restarts=3 if thorough else 1)
+        yield decoder
+        yield rmle
+        if self.level == "quick":
+            yield replace(decoder, observations=16)
+            return
+        passes = size.epochs(scene.images, 64)
+        generator = GeneratorAttack(epochs=passes, lr=5e-3, patience=max(2, passes // 8), batch_size=64)
+        latent = LatentPriorAttack()
+        yield generator
+        yield replace(decoder, architecture="unet")
+        yield latent
+        yield replace(decoder, observations=4)
+        yield replace(decoder, observations=16)
+        yield replace(rmle, observations=16)
+        if thorough:
+            yield replace(decoder, architecture="transformer")
+            yield GANAttack(depth=size.depth, width=size.width, epochs=epochs, batch_size=_BATCH)
+            yield DeepPriorAttack()
+            yield replace(generator, observations=16)
+            yield replace(latent, observations=16)
+
+
+def _is_of_use(attack: Attack, scene: Scene) -> bool:
+    if scene.threat_model not in attack.threat_models or (attack.observations > 1 and not scene.random):
+        return False
+    try:
+        attack.check(scene.image_shape, scene.feature_shape)
+    except InputError:
+        return False
+    return True
+
+
+def scene_of(target: BlackBox, knowledge: Knowledge, device: torch.device | str = "cpu") -> Scene:
+    """What an attacker finds out about its target by sending one of its images twice."""
+    x = knowledge.validation.images[:1].to(device) / 255
+    differs = not torch.equal(target.query(x), target.query(x))
+    return Scene(target.threat_model, differs, len(knowledge.train), target.image_shape, target.feature_shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Strongest:
+    """The closest reconstruction of each victim, over several attacks.
+
+    Attributes:
+        images: (N, C, H, W), each of the attack with the highest SSIM on it.
+        quality: Per victim the lowest MSE, the highest PSNR and the highest SSIM that any attack reached.
+        by_ssim: Per victim the label of the attack with the highest SSIM; of equals the first.
+        by_mse: Per victim the label of the attack with the lowest MSE; of equals the first.
+    """
+
+    images: Tensor
+    quality: Quality
+    by_ssim: tuple[str, ...]
+    by_mse: tuple[str, ...]
+
+
+def strongest(made: Mapping[str, Reconstruction], group: str = "test") -> Strongest:
+    """The worst case for each victim's privacy.
+
+    Args:
+        made: Label to what an attack made; at least one, all of the same victims.
+        group: Of victims.
+    """
+    names = tuple(made)
+    quality = [result.quality[group] for result in made.values()]
+    mse, psnr, ssim = (torch.stack([getattr(each, name) for each in quality]) for name in ("mse", "psnr", "ssim"))
+    first, closest = ssim.argmax(0), mse.argmin(0)
+    images = torch.stack([result.images[group] for result in made.values()])
+    return Strongest(
+        images[first, torch.arange(images.shape[1])],
+        Quality(mse.amin(0), psnr.amax(0), ssim.amax(0)),
+        tuple(names[i] for i in first.tolist()),
+        tuple(names[i] for i in closest.tolist()),
+    )

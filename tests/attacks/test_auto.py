@@ -1,0 +1,220 @@
+"""The sequence ``auto``: what it is made of, what it picks, and defenses that only look like some."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from attack_toys import generator, make_images, make_knowledge, make_split, runtime, target_of
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from sfumato import attacks
+from sfumato.attacks import (
+    ATTACKS,
+    THREAT_MODELS,
+    Attack,
+    Auto,
+    DecoderAttack,
+    Knowledge,
+    Reconstruction,
+    Scene,
+    build,
+    labels,
+    make_target,
+    scene_of,
+    strongest,
+)
+from sfumato.attacks import auto as module
+from sfumato.audit import card
+from sfumato.audit.suspicions import Evidence, gradient_through, is_random, levels_of, suspicions
+from sfumato.data import ImageSet
+from sfumato.errors import InputError
+from sfumato.metrics import Quality, quality
+from sfumato.models import Feature, SplitModel, Stochastic, initialize, set_generator
+from sfumato.training import Fit
+
+LEVELS = ("quick", "standard", "thorough")
+WHITE = Scene("white-box", True, 5000, (3, 32, 32), (8, 8, 8))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("threat_model", THREAT_MODELS)
+@pytest.mark.parametrize("random", [False, True])
+def test_members_are_of_use(level: Any, threat_model: Any, random: bool) -> None:
+    members = Auto(level).members(replace(WHITE, threat_model=threat_model, random=random))
+    assert all(threat_model in member.threat_models for member in members)
+    assert any(member.observations > 1 for member in members) == random
+    assert len(set(labels(members))) == len(members)
+    assert members == Auto(level).members(replace(WHITE, threat_model=threat_model, random=random))
+
+
+def test_a_higher_level_has_more_kinds_and_more_steps() -> None:
+    kinds = [{(m.name, m.describe().get("architecture")) for m in Auto(level).members(WHITE)} for level in LEVELS]
+    assert kinds[0] < kinds[1] < kinds[2]
+    assert {name for name, _ in kinds[2]} == set(ATTACKS)
+    decoders = [Auto(level).members(WHITE)[0] for level in LEVELS]
+    steps = [decoder.epochs * (5000 // 128) for decoder in decoders]  # type: ignore[attr-defined]
+    assert steps[0] < steps[1] < steps[2]
+    for count, least in zip(steps, (500, 2_000, 10_000), strict=True):
+        assert least <= count < least + 5000 // 128
+
+
+def test_few_images_are_less_than_a_batch() -> None:
+    (decoder, *_) = Auto("quick").members(replace(WHITE, images=50))
+    assert decoder.epochs == 500  # type: ignore[attr-defined]
+
+
+def test_attacks_that_cannot_work_on_the_feature_are_left_out() -> None:
+    """A feature larger than the image cannot be enlarged; searching for the image goes on."""
+    members = Auto("standard").members(replace(WHITE, feature_shape=(8, 64, 64)))
+    assert "decoder" not in {member.name for member in members}
+    assert "rmle" in {member.name for member in members}
+
+
+def test_nothing_is_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DecoderAttack, "check", lambda *_: (_ for _ in ()).throw(InputError("f", 0, "other")))
+    with pytest.raises(InputError, match="attack auto: .*that one of its attacks can invert"):
+        Auto("quick").members(replace(WHITE, threat_model="black-box"))
+
+
+def test_built_from_plain_data() -> None:
+    assert build("auto") == Auto() == Auto("standard")
+    assert build({"attack": "auto", "level": "quick"}) == Auto("quick")
+    assert build(Auto("thorough").describe()) == Auto("thorough")
+    with pytest.raises(InputError, match=r"auto\.level.*quick, standard, thorough"):
+        Auto("fast")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="did you mean auto"):
+        build("atuo")
+
+
+@pytest.mark.parametrize("defended", [False, True])
+def test_the_scene_is_found_out_by_queries(defended: bool) -> None:
+    target = target_of(make_split(defended), "gray-box")
+    scene = scene_of(target, make_knowledge())
+    assert scene == Scene("gray-box", defended, 24, target.image_shape, target.feature_shape)
+    assert target.queries == 2
+
+
+def result(ssim: list[float], mse: list[float], shade: float) -> Reconstruction:
+    figures = Quality(torch.tensor(mse), -torch.tensor(mse).log10(), torch.tensor(ssim))
+    images = torch.full((len(ssim), 1, 2, 2), shade)
+    return Reconstruction({"test": images}, {"test": figures}, "black-box", 1, 1, 1, 0.0, {}, False)
+
+
+def test_strongest_of_each_victim() -> None:
+    made = {
+        "a": result([0.5, 0.9, 0.2, 0.4], [0.3, 0.1, 0.4, 0.2], 0.1),
+        "b": result([0.6, 0.1, 0.2, 0.3], [0.2, 0.3, 0.5, 0.1], 0.2),
+        "c": result([0.4, 0.2, 0.1, 0.5], [0.5, 0.2, 0.4, 0.1], 0.3),
+    }
+    found = strongest(made)
+    assert found.by_ssim == ("b", "a", "a", "c")
+    assert found.by_mse == ("b", "a", "a", "b")
+    assert found.images[:, 0, 0, 0].tolist() == pytest.approx([0.2, 0.1, 0.1, 0.3])
+    assert found.quality.ssim.tolist() == pytest.approx([0.6, 0.9, 0.2, 0.5])
+    assert found.quality.mse.tolist() == pytest.approx([0.2, 0.1, 0.4, 0.1])
+    for one in made.values():
+        assert (found.quality.ssim >= one.quality["test"].ssim).all()
+        assert (found.quality.mse <= one.quality["test"].mse).all()
+        assert (found.quality.psnr >= one.quality["test"].psnr).all()
+
+
+def digits(start: int, count: int) -> ImageSet:
+    """Handwritten digits at 16×16."""
+    pixels = torch.tensor(load_digits().images[start : start + count], dtype=torch.float32).unsqueeze(1) / 16
+    large = nn.functional.interpolate(pixels, (16, 16), mode="bilinear", align_corners=False)
+    return ImageSet((large * 255).round().to(torch.uint8), torch.zeros(count, dtype=torch.int64), ("digit",))
+
+
+class Shattered(nn.Module):
+    """Sends the sine and cosine of a large multiple beside a copy whose gradient is cut."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.detach() + 0 * z
+
+
+class Rounded(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return (z * 8).round() / 8
+
+
+class Shaken(Stochastic):
+    def forward(self, z: Tensor) -> Tensor:
+        return z + 0.5 * self.normal(z)
+
+
+def toy(channel: nn.Module) -> SplitModel:
+    edge = initialize(nn.Sequential(nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.Sigmoid()), generator(0))
+    model = SplitModel(
+        edge, channel, nn.Flatten(), image_shape=(1, 16, 16), feature=Feature((8, 8, 8), (0, 1)), cut="toy"
+    )
+    set_generator(model, generator(1))
+    return model
+
+
+def doubts(
+    model: SplitModel, made: Mapping[str, Reconstruction], specs: tuple[Attack, ...], victims: ImageSet
+) -> set[str]:
+    """What an audit would say."""
+    mean = victims.images.float().mean(0, keepdim=True) / 255
+    error = float(quality(mean.expand(len(victims), -1, -1, -1), victims.images / 255).mse.mean())
+    target = make_target(model, "white-box", generator=generator(9))
+    assert isinstance(target, attacks.WhiteBox)
+    x = victims.images / 255
+    evidence = Evidence(
+        *(Fit(), 0.9, 0.1, made, is_random(model.channel), card.Quality(mse=error, psnr=1.0, ssim=0.1)),
+        *(gradient_through(target, x), levels_of(target, x)),
+        specs=dict(zip(made, specs, strict=True)),
+    )
+    return {doubt.code for doubt in suspicions(evidence)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("channel", "expected"),
+    [
+        (nn.Identity(), set()),
+        (Shattered(), {"gradient-vanishes"}),
+        (Rounded(), {"gradient-vanishes", "quantized"}),
+        (Shaken(), {"averages-out"}),
+    ],
+    ids=["none", "shattered", "rounded", "shaken"],
+)
+def test_defenses_that_only_look_like_some_are_beaten(
+    channel: nn.Module, expected: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module._SIZES, "quick", module._Size(steps=250, depth=1, width=16))
+    knowledge, victims = Knowledge(digits(0, 600), digits(600, 60), "auxiliary"), digits(700, 40)
+    model, auto = toy(channel), Auto("quick")
+    target = make_target(model, "white-box", generator=generator(2))
+    made = auto(target, knowledge, {"test": victims}, generator=generator(3), runtime=runtime())
+    best = strongest(made).quality
+    for one in made.values():
+        assert (best.ssim >= one.quality["test"].ssim).all()
+        assert (best.mse <= one.quality["test"].mse).all()
+    assert float(best.ssim.mean()) > 0.75
+    specs = auto.members(scene_of(target, knowledge))
+    found = doubts(model, made, specs, victims)
+    assert expected <= found
+    blind = {"gradient-vanishes", "quantized", "averages-out", "not-averaged"}
+    assert found & blind == expected
+
+
+def test_members_resume_from_folders_of_their_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module._SIZES, "quick", module._Size(steps=3, depth=0, width=4))
+    victims = {"test": make_images(5, seed=8)}
+    outcomes = []
+    for _ in range(2):
+        target = target_of(make_split(), "black-box")
+        outcomes.append(
+            Auto("quick")(target, make_knowledge(), victims, generator=generator(0), runtime=runtime(folder=tmp_path))
+        )
+    assert set(outcomes[0]) == {path.name for path in tmp_path.iterdir()} == {"decoder", "decoder (observations=16)"}
+    for one, other in itertools.pairwise(outcomes):
+        for label in one:
+            assert torch.equal(one[label].images["test"], other[label].images["test"])
