@@ -57,7 +57,7 @@ def abbreviated(panel: Panel, *, width: int) -> bool:
 def _frame(axes: Axes, panel: Panel, *, narrow: bool) -> None:
     size = 10 if narrow else 11
     _amounts(axes, panel, narrow=narrow)
-    _similarity(axes, panel)
+    _similarity(axes, panel, narrow=narrow)
     axes.set_xlabel(panel.what.axis, color=INK, fontsize=size)
     axes.set_ylabel("attacker’s SSIM on test pictures", color=INK, fontsize=size)
     axes.tick_params(colors=MUTED, labelsize=size - 1, length=3)
@@ -97,7 +97,7 @@ def _apart(axes: Axes, amounts: Sequence[int], *, share: float) -> list[int]:
     return [*kept, amounts[-1]]
 
 
-def _similarity(axes: Axes, panel: Panel) -> None:
+def _similarity(axes: Axes, panel: Panel, *, narrow: bool) -> None:
     values = [ssim for curve in panel.curves for _, ssim in curve.points]
     low, high = math.floor(10 * min(values) - 0.3) / 10, math.ceil(10 * max(values) + 0.3) / 10
     missing = max(0.0, _SMALLEST_RANGE - (high - low)) / 2
@@ -109,9 +109,10 @@ def _similarity(axes: Axes, panel: Panel) -> None:
             continue
         if index % 2 == 0:
             axes.axhspan(start, stop, facecolor=BAND, alpha=0.13, linewidth=0, zorder=0)
-        if stop - start > 0.06 * (high - low):
+        name = level.value.replace(" ", "\n") if narrow else level.value
+        if stop - start > 0.07 * (1 + name.count("\n")) * (high - low):
             axes.annotate(
-                level.value, (0, stop), xycoords=("axes fraction", "data"), xytext=(5, -4),
+                name, (0, stop), xycoords=("axes fraction", "data"), xytext=(5, -4),
                 textcoords="offset points", ha="left", va="top", color=MUTED, fontsize=8.5,
             )  # fmt: skip
 
