@@ -18,7 +18,7 @@ GAN = GANAttack(
 )
 UNET = replace(DECODER, architecture="unet", depth=3, width=8)
 TRANSFORMER = replace(DECODER, architecture="transformer")
-# A critic that pulls more than the default lets it: 1 % of the least error at most, d/(4μ²) with d = 144.
+# A critic that may pull more than by default: about 1 % of the least error, d/(4μ²) with d = 144.
 PULLED = replace(GAN, mse_weight=1000.0, start="scratch", lr=0.01, critic_steps=1, epochs=10)
 
 
