@@ -78,7 +78,7 @@ def test_attacks_that_cannot_work_on_the_feature_are_left_out() -> None:
 
 def test_nothing_is_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DecoderAttack, "check", lambda *_: (_ for _ in ()).throw(InputError("f", 0, "other")))
-    with pytest.raises(InputError, match="attack auto: .*that one of its attacks can invert"):
+    with pytest.raises(InputError, match=r"attack auto: .*that one of its attacks can invert"):
         Auto("quick").members(replace(WHITE, threat_model="black-box"))
 
 
@@ -132,7 +132,7 @@ def digits(start: int, count: int) -> ImageSet:
 
 
 class Shattered(nn.Module):
-    """Sends the sine and cosine of a large multiple beside a copy whose gradient is cut."""
+    """Sends the feature, and no gradient."""
 
     def forward(self, z: Tensor) -> Tensor:
         return z.detach() + 0 * z
@@ -145,7 +145,7 @@ class Rounded(nn.Module):
 
 class Shaken(Stochastic):
     def forward(self, z: Tensor) -> Tensor:
-        return z + 0.5 * self.normal(z)
+        return z + 0.3 * self.normal(z)
 
 
 def toy(channel: nn.Module) -> SplitModel:
@@ -197,7 +197,8 @@ def test_defenses_that_only_look_like_some_are_beaten(
     for one in made.values():
         assert (best.ssim >= one.quality["test"].ssim).all()
         assert (best.mse <= one.quality["test"].mse).all()
-    assert float(best.ssim.mean()) > 0.75
+    assert float(best.ssim.mean()) > 0.65
+    assert float(best.mse.mean()) < 0.3 * float((victims.images / 255).var(0).mean())
     specs = auto.members(scene_of(target, knowledge))
     found = doubts(model, made, specs, victims)
     assert expected <= found

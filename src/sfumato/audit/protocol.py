@@ -153,8 +153,9 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
     card.save(folder / CARD)
     write_text(folder / CHECKSUM, file_digest(folder / CARD) + "\n")
     for i, attack in enumerate(found):
-        for file in ("checkpoint.safetensors", attacking.KEPT):
-            (folder / f"{i}-{attack.name}" / file).unlink(missing_ok=True)
+        place = folder / f"{i}-{attack.name}"
+        for file in (*place.rglob("*checkpoint.safetensors"), place / attacking.KEPT):
+            file.unlink(missing_ok=True)
     return card
 
 
