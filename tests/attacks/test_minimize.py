@@ -9,7 +9,7 @@ from attack_toys import generator
 from scipy.optimize import lsq_linear
 from torch import Tensor
 
-from sfumato.attacks.feature.minimize import Method, Minimum, Objective, free, minimize
+from sfumato.attacks.feature.minimize import Method, Minimum, Objective, _History, free, minimize
 
 METHODS: tuple[Method, ...] = ("adam", "sgd", "lbfgs")
 EXACT: dict[Method, float] = {"adam": 2e-3, "sgd": 1e-3, "lbfgs": 1e-6}
@@ -171,3 +171,18 @@ def test_the_gradient_leaves_the_model_alone() -> None:
     weight = torch.ones(1, requires_grad=True)
     run(lambda x, rows: (weight * x).square().flatten(1).mean(1), 2, "adam", steps=3)
     assert weight.grad is None
+
+
+def test_a_pair_without_curvature_counts_for_nothing() -> None:
+    """Along it the slope falls: taken for an estimate of the Hessian it would point uphill."""
+    x = torch.zeros(2, *SHAPE, dtype=torch.float64)
+    history = _History(x)
+    move, gradient = torch.rand(2, *SHAPE, generator=generator(0), dtype=torch.float64), torch.ones_like(x)
+    slope = torch.stack([-move[0], 4 * move[1]])  # bent downwards; of curvature 4
+    history.add(move, slope, torch.tensor([True, True]))
+    assert history.empty().tolist() == [True, False]
+    direction = history.direction(gradient)
+    torch.testing.assert_close(direction[0], gradient[0])
+    torch.testing.assert_close(direction[1], gradient[1] / 4)
+    history.forget(torch.tensor([False, True]))
+    torch.testing.assert_close(history.direction(gradient), gradient)
