@@ -153,8 +153,8 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
     card.save(folder / CARD)
     write_text(folder / CHECKSUM, file_digest(folder / CARD) + "\n")
     for i, attack in enumerate(found):
-        place = folder / f"{i}-{attack.name}"
-        for file in (*place.rglob("*checkpoint.safetensors"), place / attacking.KEPT):
+        used = folder / f"{i}-{attack.name}"
+        for file in (*used.rglob("*checkpoint.safetensors"), used / attacking.KEPT):
             file.unlink(missing_ok=True)
     return card
 
