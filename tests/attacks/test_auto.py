@@ -145,7 +145,7 @@ class Rounded(nn.Module):
 
 class Shaken(Stochastic):
     def forward(self, z: Tensor) -> Tensor:
-        return z + 0.3 * self.normal(z)
+        return z + 0.2 * self.normal(z)
 
 
 def toy(channel: nn.Module) -> SplitModel:
