@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 
 from sfumato.attacks import DecoderAttack, Knowledge, RMLEAttack, make_target
-from sfumato.attacks.feature.decoder import DecoderJob
+from sfumato.attacks.feature.fitting import NetworkJob, Recipe, squared_error
 from sfumato.attacks.observations import observe
 from sfumato.data import ImageSet
 from sfumato.models import Decoder, SplitModel, build, split
@@ -69,21 +69,24 @@ def decoder_sides(runtime: Runtime) -> tuple[Work, Work]:
     """An epoch of our loop, and one written by hand."""
     model, knowledge = make_split().to(runtime.device), make_knowledge().to(runtime.device)
     target = make_target(model, "black-box", generator=runtime.generator(2))
-    own, validation = observe(target, knowledge)
-    job = DecoderJob(
-        Decoder(model.feature.shape, model.image_shape, depth=DECODER.depth, width=DECODER.width, generator=seeded(3)),
-        target,
-        own,
-        validation,
-        epochs=DECODER.epochs,
-        lr=DECODER.lr,
-        weight_decay=DECODER.weight_decay,
+    pairs = observe(target, knowledge)
+    made = Decoder(
+        model.feature.shape, model.image_shape, depth=DECODER.depth, width=DECODER.width, generator=seeded(3)
+    )
+    recipe = Recipe(DECODER.epochs, BATCH_SIZE, DECODER.lr, weight_decay=DECODER.weight_decay)
+    job = NetworkJob(
+        made,
+        squared_error,
+        pairs,
+        recipe,
+        title="decoder",
+        target=target,
         generator=runtime.generator(3),
         runtime=runtime,
     )
 
     def ours() -> None:
-        fit(job, own.images, Plan(1, BATCH_SIZE, seed=0), runtime)
+        fit(job, pairs[0].images, Plan(1, BATCH_SIZE, seed=0), runtime)
 
     device, pixels = runtime.device, knowledge.train.images
     frozen = make_split().to(device).eval().requires_grad_(False)

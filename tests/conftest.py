@@ -8,10 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-# dcor compiles with numba as it is imported, which once aborted beside the other libraries of a test process: LLVM had
-# found no memory near enough to its other sections. This manager reserves them together.
-os.environ.setdefault("NUMBA_USE_LLVMLITE_MEMORY_MANAGER", "1")
-
 _THREADS = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 TINY = {
     "data": {"source": "digits", "train_limit": 300, "test": 0.3},
@@ -36,8 +32,8 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _own_number_of_threads():
-    # Importing dcor (by way of numba) changes it for the whole process, and with it the last bits of sums: a test that
-    # compares this process with another one needs the number that the other one starts with.
+    # What a test or a library changed of it would change the last bits of sums: a test that compares this process with
+    # another one needs the number that the other one starts with.
     torch.set_num_threads(_THREADS)
 
 

@@ -98,7 +98,7 @@ def test_equals_training_by_hand(tmp_path: Path) -> None:
             adam.step()
             losses.append(float(loss.detach()))
         score = error()
-        rows.append({"epoch": epoch, "mse": sum(losses) / 3, "validation_mse": score})
+        rows.append({"epoch": epoch, "loss": sum(losses) / 3, "validation_loss": score})
         if score < best:
             best, kept = score, {name: value.clone() for name, value in decoder.state_dict().items()}
     decoder.load_state_dict(kept)
@@ -108,7 +108,7 @@ def test_equals_training_by_hand(tmp_path: Path) -> None:
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for row, expected in zip(logged, rows, strict=True):
         assert row == pytest.approx(expected, rel=1e-6)
-    assert ours.figures["epoch_kept"] == min(rows, key=lambda row: row["validation_mse"])["epoch"]
+    assert ours.figures["epoch_kept"] == min(rows, key=lambda row: row["validation_loss"])["epoch"]
     with torch.no_grad():
         images = decoder(target.query(VICTIMS["test"].images / 255))
     torch.testing.assert_close(ours.images["test"], images, rtol=1e-4, atol=1e-6)

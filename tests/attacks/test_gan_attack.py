@@ -218,10 +218,10 @@ def test_equals_training_by_hand(tmp_path: Path) -> None:
     assert ours.figures["mse_after"] == pytest.approx(error(), rel=1e-4)
     assert ours.figures["epoch_kept"] == kept
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["validation_mse"] for row in logged] == pytest.approx(rows, rel=1e-4)
-    assert [set(row) & {"mse", "distance", "penalty", "adversarial"} for row in logged] == [
-        *2 * [{"mse"}],
-        *2 * [{"mse", "distance", "penalty", "adversarial"}],
+    assert [row["validation_loss"] for row in logged] == pytest.approx(rows, rel=1e-4)
+    assert [set(row) & {"loss", "distance", "penalty", "adversarial"} for row in logged] == [
+        *2 * [{"loss"}],
+        *2 * [{"loss", "distance", "penalty", "adversarial"}],
     ]
     with torch.no_grad():
         images = decoder(target.query(VICTIMS["test"].images / 255).double()).float()

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sfumato.attacks.base import Attack, Knowledge, Learned
-from sfumato.attacks.observations import Observations, observe
+from sfumato.attacks.feature.fitting import Recipe, on_cpu, squared_error, train_network
+from sfumato.attacks.observations import observe
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
-from sfumato.data import Batches
 from sfumato.errors import one_of
 from sfumato.models import DECODERS, Architecture, check_decodable, least_width, make_decoder
-from sfumato.training import Plan, Runtime, fit, load_optimizer
+from sfumato.training import Runtime
 
 _BATCH = 512
 
@@ -74,146 +71,24 @@ class DecoderAttack(Attack):
 
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Train the decoder on queries; resumes from the runtime's folder."""
-        own, validation = observe(target, knowledge)
+        pairs = observe(target, knowledge)
         decoder = make_decoder(
             self.architecture,
             target.feature_shape,
             target.image_shape,
             depth=self.depth,
             width=self.width,
-            generator=weights_from(generator),
+            generator=on_cpu(generator),
         )
-        job = DecoderJob(
+        recipe = Recipe(self.epochs, self.batch_size, self.lr, weight_decay=self.weight_decay, stop_after=self.patience)
+        fitted = train_network(
             decoder,
-            target,
-            own,
-            validation,
-            epochs=self.epochs,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
+            squared_error,
+            pairs,
+            recipe,
+            title=f"attack: {self.name}",
+            target=target,
             generator=generator,
             runtime=runtime,
         )
-        seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        plan = Plan(self.epochs, self.batch_size, seed, patience=self.patience)
-        before = job.error()
-        result = fit(job, own.images, plan, runtime)
-        figures = {"mse_before": before, "mse_after": job.error(), "epoch_kept": float(result.epoch_kept)}
-        return Learned(job.invert, figures, result.diverged)
-
-
-class DecoderJob:
-    """A network from features to images, of whatever kind, learning to invert one target by squared error.
-
-    Args:
-        decoder: Features (N, ...) to images (N, C, H, W) in [0, 1].
-        target: What is inverted.
-        own: Pairs to learn from; of the same target.
-        validation: Pairs to select on; of the same target.
-        epochs: Length of the cosine from ``lr`` to a hundredth of it.
-        lr: Of Adam.
-        weight_decay: L2 penalty.
-        generator: The attack's; its state belongs to the job's.
-        runtime: Where it runs.
-        title: For the progress bar.
-
-    Attributes:
-        module: The decoder as it is to be called in training.
-        decoder: The same as a plain module.
-    """
-
-    def __init__(
-        self,
-        decoder: nn.Module,
-        target: BlackBox,
-        own: Observations,
-        validation: Observations,
-        *,
-        epochs: int,
-        lr: float,
-        weight_decay: float,
-        generator: torch.Generator,
-        runtime: Runtime,
-        title: str = "attack: decoder",
-    ) -> None:
-        self.title = title
-        self._target, self._own, self._validation, self._generator = target, own, validation, generator
-        decoder = decoder.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = torch.optim.Adam(decoder.parameters(), lr=lr, weight_decay=weight_decay)
-        self.decoder, self.module = decoder, runtime.fabric.setup_module(decoder)
-        self._optimizer: Any = runtime.fabric.setup_optimizers(optimizer)
-        self._fabric = runtime.fabric
-        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, eta_min=lr / 100)
-
-    def epoch_start(self, epoch: int) -> None:
-        """Training mode."""
-        self.decoder.train()
-
-    def step(self, x: Tensor, y: Tensor, epoch: int, step: int) -> dict[str, Tensor]:
-        """One step of MSE on a batch sent anew."""
-        loss = F.mse_loss(self.module(self.observed(x, y)), x)
-        self._optimizer.zero_grad()
-        self._fabric.backward(loss)
-        self._optimizer.step()
-        return {"mse": loss.detach()}
-
-    def observed(self, x: Tensor, index: Tensor) -> Tensor:
-        """Features of a batch of the images to learn from."""
-        return self._own(x, index)
-
-    def epoch_end(self, epoch: int) -> dict[str, float]:
-        """MSE on the attacker's own validation images; less is better."""
-        self._schedule.step()
-        error = self.error()
-        return {"validation_mse": error, "score": -error}
-
-    @torch.no_grad()
-    def error(self) -> float:
-        """MSE on the attacker's validation images, by :meth:`invert`."""
-        images = self._validation.images
-        total = torch.zeros((), device=images.images.device)
-        for x, index in Batches(images, _BATCH, shuffle=False):
-            total += (self.invert(self._validation(x, index)) - x).square().mean() * len(x)
-        return float(total) / len(images)
-
-    @torch.no_grad()
-    def invert(self, z: Tensor) -> Tensor:
-        """Reconstructions, in evaluation mode."""
-        self.decoder.eval()
-        images: Tensor = self.decoder(z.to(next(self.decoder.parameters()).dtype))
-        return images.float()
-
-    def weights(self) -> dict[str, Any]:
-        """The decoder, copied."""
-        return copy.deepcopy(self.decoder.state_dict())
-
-    def load_weights(self, weights: dict[str, Any]) -> None:
-        """Take the decoder back."""
-        self.decoder.load_state_dict(weights)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything the next step depends on."""
-        return {
-            "decoder": self.decoder.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
-            "generator": self._generator.get_state(),
-            "target": self._target.state_dict(),
-            "observations": [self._own.state_dict(), self._validation.state_dict()],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back, bit for bit."""
-        self.decoder.load_state_dict(state["decoder"])
-        load_optimizer(self._optimizer, state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
-        self._generator.set_state(state["generator"].clone())
-        self.decoder.train()  # a checkpoint from inside an epoch is resumed without another epoch_start
-        self._target.load_state_dict(state["target"])
-        for observations, saved in zip((self._own, self._validation), state["observations"], strict=True):
-            observations.load_state_dict(saved)
-
-
-def weights_from(generator: torch.Generator) -> torch.Generator:
-    """A stream for a network's initial weights, which are drawn on the CPU whatever the device."""
-    return torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=generator, device=generator.device)))
+        return fitted.learned(decoder)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from sfumato.attacks.base import Learned
 from sfumato.attacks.threat import BlackBox
 from sfumato.data import Batches, ImageSet
 from sfumato.training import Fit, Plan, Runtime, fit, load_optimizer
@@ -65,6 +68,8 @@ class Recipe:
         patience: Epochs without a better validation error after which the rate is multiplied by ``factor``; ``None``
             for cosine decay to a hundredth.
         factor: See ``patience``.
+        weight_decay: L2 penalty.
+        stop_after: End after so many epochs without a better one; ``None`` goes on to the last.
     """
 
     epochs: int
@@ -73,6 +78,8 @@ class Recipe:
     beta1: float = 0.9
     patience: int | None = None
     factor: float = 0.5
+    weight_decay: float = 0.0
+    stop_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,11 @@ class Fitted:
     before: float
     after: float
     result: Fit
+
+    def learned(self, network: nn.Module) -> Learned:
+        """The attack of a network that was trained by :func:`squared_error`."""
+        figures = {"mse_before": self.before, "mse_after": self.after, "epoch_kept": float(self.result.epoch_kept)}
+        return Learned(partial(answer, network), figures, self.result.diverged)
 
 
 def train_network(
@@ -111,14 +123,24 @@ def train_network(
         Interrupted: The runtime was asked to stop.
     """
     job = NetworkJob(network, loss, pairs, recipe, title=title, target=target, generator=generator, runtime=runtime)
-    plan = Plan(recipe.epochs, recipe.batch_size, seed_from(generator))
+    plan = Plan(recipe.epochs, recipe.batch_size, seed_from(generator), patience=recipe.stop_after)
     before = job.error()
     result = fit(job, pairs[0].images, plan, runtime)
     return Fitted(before, job.error(), result)
 
 
+def squared_error(network: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+    """Mean squared error of what the network makes of the features."""
+    return F.mse_loss(network(z), x)
+
+
 class NetworkJob:
-    """One network at its training; see :func:`train_network`."""
+    """One network at its training; see :func:`train_network`.
+
+    Attributes:
+        network: As a plain module.
+        module: The same as it is to be called in training.
+    """
 
     def __init__(
         self,
@@ -137,23 +159,28 @@ class NetworkJob:
         self._own, self._validation = pairs
         network = network.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         learning = [p for p in network.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(learning, lr=recipe.lr, betas=(recipe.beta1, 0.999))
-        self._network = network
-        self._module, self._optimizer = runtime.fabric.setup(network, optimizer)
+        betas = (recipe.beta1, 0.999)
+        optimizer = torch.optim.Adam(learning, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay)
+        self.network, self.module = network, runtime.fabric.setup_module(network)
+        self._optimizer: Any = runtime.fabric.setup_optimizers(optimizer)
         self._fabric = runtime.fabric
         self._schedule = _schedule(recipe, optimizer)
 
     def epoch_start(self, epoch: int) -> None:
         """Training mode."""
-        self._network.train()
+        self.network.train()
 
     def step(self, x: Tensor, y: Tensor, epoch: int, step: int) -> dict[str, Tensor]:
         """One step on a batch."""
-        loss = self._loss(self._module, x, self._own(x, y))
+        loss = self._loss(self.module, x, self.observed(x, y))
         self._optimizer.zero_grad()
         self._fabric.backward(loss)
         self._optimizer.step()
         return {"loss": loss.detach()}
+
+    def observed(self, x: Tensor, index: Tensor) -> Tensor:
+        """Features of a batch of the images to learn from."""
+        return self._own(x, index)
 
     def epoch_end(self, epoch: int) -> dict[str, float]:
         """Loss on the attacker's own validation images; less is better."""
@@ -167,25 +194,25 @@ class NetworkJob:
     @torch.no_grad()
     def error(self) -> float:
         """Mean loss on the attacker's validation images, in evaluation mode."""
-        self._network.eval()
+        self.network.eval()
         images = self._validation.images
         total = torch.zeros((), device=images.images.device)
         for x, index in Batches(images, _BATCH, shuffle=False):
-            total += self._loss(self._module, x, self._validation(x, index)) * len(x)
+            total += self._loss(self.module, x, self._validation(x, index)) * len(x)
         return float(total) / len(images)
 
     def weights(self) -> dict[str, Any]:
         """The network's, copied."""
-        return copy.deepcopy(self._network.state_dict())
+        return copy.deepcopy(self.network.state_dict())
 
     def load_weights(self, weights: dict[str, Any]) -> None:
         """Take them back."""
-        self._network.load_state_dict(weights)
+        self.network.load_state_dict(weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on."""
         return {
-            "network": self._network.state_dict(),
+            "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "generator": self._generator.get_state(),
@@ -195,11 +222,11 @@ class NetworkJob:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back, bit for bit."""
-        self._network.load_state_dict(state["network"])
+        self.network.load_state_dict(state["network"])
         load_optimizer(self._optimizer, state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._generator.set_state(state["generator"].clone())
-        self._network.train()  # a checkpoint from inside an epoch is resumed without another epoch_start
+        self.network.train()  # a checkpoint from inside an epoch is resumed without another epoch_start
         self._target.load_state_dict(state["target"])
         for pairs, saved in zip((self._own, self._validation), state["pairs"], strict=True):
             pairs.load_state_dict(saved)
@@ -215,6 +242,7 @@ def on_cpu(generator: torch.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(seed_from(generator))
 
 
+@torch.no_grad()
 def answer(network: nn.Module, given: Tensor) -> Tensor:
     """What a network in evaluation mode makes of ``given``, in the network's precision, as float32."""
     dtype = next((p.dtype for p in network.parameters()), given.dtype)

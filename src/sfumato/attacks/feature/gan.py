@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.attacks.base import Attack, Knowledge, Learned
-from sfumato.attacks.feature.decoder import DecoderAttack, DecoderJob, weights_from
+from sfumato.attacks.feature.decoder import DecoderAttack
+from sfumato.attacks.feature.fitting import Fitted, NetworkJob, Recipe, on_cpu, seed_from, squared_error
 from sfumato.attacks.observations import observe
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
 from sfumato.errors import one_of
@@ -91,34 +92,32 @@ class GANAttack(Attack):
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Train generator and critic on queries; resumes from the runtime's folder."""
         ahead = self.pretrain_epochs if self.start == "decoder" else 0
-        own, validation = observe(target, knowledge)
+        pairs = observe(target, knowledge)
         decoder = make_decoder(
             self.architecture,
             target.feature_shape,
             target.image_shape,
             depth=self.depth,
             width=self.width,
-            generator=weights_from(generator),
+            generator=on_cpu(generator),
         )
-        inner = DecoderJob(
+        recipe = Recipe(max(1, ahead), self.batch_size, self.pretrain_lr, weight_decay=DecoderAttack.weight_decay)
+        inner = NetworkJob(
             decoder,
-            target,
-            own,
-            validation,
-            epochs=max(1, ahead),
-            lr=self.pretrain_lr,
-            weight_decay=DecoderAttack.weight_decay,
+            squared_error,
+            pairs,
+            recipe,
+            title=f"attack: {self.name}",
+            target=target,
             generator=generator,
             runtime=runtime,
         )
-        critic = Critic(target.image_shape, width=self.critic_width, generator=weights_from(generator))
+        critic = Critic(target.image_shape, width=self.critic_width, generator=on_cpu(generator))
         job = GANJob(self, inner, critic, pretrain_epochs=ahead, generator=generator, runtime=runtime)
-        seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        plan = Plan(ahead + self.epochs, self.batch_size, seed, select_from=ahead)
+        plan = Plan(ahead + self.epochs, self.batch_size, seed_from(generator), select_from=ahead)
         before = inner.error()
-        result = fit(job, own.images, plan, runtime)
-        figures = {"mse_before": before, "mse_after": inner.error(), "epoch_kept": float(result.epoch_kept)}
-        return Learned(inner.invert, figures, result.diverged)
+        result = fit(job, pairs[0].images, plan, runtime)
+        return Fitted(before, inner.error(), result).learned(decoder)
 
 
 class GANJob:
@@ -136,7 +135,7 @@ class GANJob:
     def __init__(
         self,
         attack: GANAttack,
-        inner: DecoderJob,
+        inner: NetworkJob,
         critic: nn.Module,
         *,
         pretrain_epochs: int,
@@ -150,7 +149,7 @@ class GANJob:
         adam = torch.optim.Adam(critic.parameters(), lr=attack.critic_lr, betas=_BETAS)
         self._critic, self._judge = critic, fabric.setup_module(CriticLoss(critic))
         self._critic_optimizer: Any = fabric.setup_optimizers(adam)
-        own = torch.optim.Adam(inner.decoder.parameters(), lr=attack.lr, betas=_BETAS)
+        own = torch.optim.Adam(inner.network.parameters(), lr=attack.lr, betas=_BETAS)
         self._optimizer: Any = fabric.setup_optimizers(own)
 
     def epoch_start(self, epoch: int) -> None:
@@ -172,7 +171,7 @@ class GANJob:
         if epoch < self._ahead:
             return self._inner.epoch_end(epoch)
         error = self._inner.error()
-        return {"validation_mse": error, "score": -error}
+        return {"validation_loss": error, "score": -error}
 
     def weights(self) -> dict[str, Any]:
         """The generator, copied."""
@@ -217,7 +216,7 @@ class GANJob:
         self._optimizer.zero_grad()
         self._fabric.backward(adversarial + self._attack.mse_weight * error)
         self._optimizer.step()
-        return {"adversarial": adversarial.detach(), "mse": error.detach()}
+        return {"adversarial": adversarial.detach(), "loss": error.detach()}
 
 
 class CriticLoss(nn.Module):

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from sfumato.attacks.base import Attack, Knowledge, Learned
-from sfumato.attacks.feature.fitting import Recipe, answer, on_cpu, train_network
+from sfumato.attacks.feature.fitting import Recipe, on_cpu, squared_error, train_network
 from sfumato.attacks.observations import observe
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, GrayBox, ThreatModel
 from sfumato.errors import InputError
@@ -69,7 +68,7 @@ class GeneratorAttack(Attack):
         recipe = Recipe(self.epochs, self.batch_size, self.lr, beta1=0.5, patience=self.patience)
         fitted = train_network(
             network,
-            _error,
+            squared_error,
             pairs,
             recipe,
             title=f"attack: {self.name}",
@@ -77,17 +76,7 @@ class GeneratorAttack(Attack):
             generator=generator,
             runtime=runtime,
         )
-
-        @torch.no_grad()
-        def invert(z: Tensor) -> Tensor:
-            return answer(network, z)
-
-        figures = {
-            "mse_before": fitted.before,
-            "mse_after": fitted.after,
-            "epoch_kept": float(fitted.result.epoch_kept),
-        }
-        return Learned(invert, figures, fitted.result.diverged)
+        return fitted.learned(network)
 
     def network(self, target: BlackBox, *, generator: torch.Generator) -> Inverse:
         """The inverse network before training, on the CPU.
@@ -105,7 +94,3 @@ class GeneratorAttack(Attack):
             accepted = "guess or auto: a black-box attacker does not know the edge's structure"
             raise InputError(f"{self.name}.structure", self.structure, accepted)
         return Inverse(edge, target.image_shape, generator=on_cpu(generator))
-
-
-def _error(network: nn.Module, x: Tensor, z: Tensor) -> Tensor:
-    return F.mse_loss(network(z), x)
