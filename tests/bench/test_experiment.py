@@ -4,7 +4,7 @@ import pytest
 import yaml
 from bench_toys import SWEPT, told
 
-from sfumato.attacks import ATTACKS
+from sfumato.attacks import ATTACKS, GANAttack, build
 from sfumato.bench import (
     PAPERS,
     Paper,
@@ -218,6 +218,18 @@ def test_the_paper_size_is_the_papers_protocol(name):
     assert (training.schedule, training.weight_decay, training.momentum) == ("step", 5e-4, 0.9)
     assert (size.model.backbone, size.model.width) == ("resnet20" if resnet else "vgg11", 1.0)
     assert size.attacks[0] == {"attack": "decoder", "depth": 8, "width": 64, "epochs": 50, "batch_size": 256}
+
+
+@pytest.mark.parametrize("name", packaged_names())
+def test_every_attack_that_the_paper_printed_is_of_the_paper_size(name):
+    experiment = read_experiment(name)
+    found = [build(attack) for attack in experiment.sizes["paper"].attacks]
+    printed = {kind for kind in ("decoder", "gan") if any(experiment.published(kind).values())}
+    if name.startswith("cem-table-"):
+        assert printed == {attack.name for attack in found} == {"decoder", "gan"}
+        assert found[1] == GANAttack(), "whose defaults are the paper's"
+    else:
+        assert {attack.name for attack in found} == {"decoder"}
 
 
 @pytest.mark.parametrize("name", ["cem-table-cifar10", "cem-table-tinyimagenet"])
