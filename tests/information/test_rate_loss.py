@@ -166,6 +166,20 @@ def test_factors_are_found_once_a_refresh() -> None:
     assert loss._factorized().pulls.dtype == torch.float32
 
 
+@pytest.mark.parametrize("form", ["isotropic", "diagonal", "full"])
+def test_a_share_of_a_batch_stands_for_the_whole(form: Covariance) -> None:
+    """Two processes with the same features each: what they follow is what one follows that has all of them."""
+    z, y = sample(20, seed=5)
+    share, whole = fitted(form), fitted(form)
+    of_share = RateLoss(share, 0.01)(z, y, processes=2)
+    of_whole = RateLoss(whole, 0.01)(torch.cat([z, z]), torch.cat([y, y]))
+    torch.testing.assert_close(of_share, of_whole)
+    torch.testing.assert_close(share.weights, whole.weights)
+    torch.testing.assert_close(share.covariances, whole.covariances)
+    before = fitted(form)
+    assert not torch.allclose(share.weights, before.weights)
+
+
 def test_singular_covariances_are_told() -> None:
     """Fewer images than dimensions, no shrinkage, and less noise than single precision can tell."""
     mixture = fitted("full", n=12)

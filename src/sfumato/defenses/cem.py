@@ -126,7 +126,7 @@ class BoundCEM(BoundDefense):
         if self.spec.variant == "reference":
             floor = self.spec.threshold * self.noise_variance_sent
             return reference_loss(self.mixture, z, y, floor, processes=processes)
-        rate = self._exact(z, y)
+        rate = self._exact(z, y, processes=processes)
         return rate / z.shape[1] if self.spec.per_dimension else rate
 
     def theory(self) -> dict[str, float]:

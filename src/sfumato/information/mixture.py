@@ -135,23 +135,25 @@ class ClassMixture(nn.Module):
             chance = torch.where(chance.sum(1, keepdim=True) > 0, chance, member)  # all features on the centers
 
     @torch.no_grad()
-    def track(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def track(self, index: Tensor, *, processes: int = 1) -> tuple[Tensor, Tensor]:
         """Follow the weights by one batch (CEM, equation 5, within each class: they keep their sum of 1).
 
         Args:
             index: (N,) component of each feature, as :meth:`assign` gives it.
+            processes: Over which the batch is spread, this one's share being about that of each.
 
         Returns:
-            b_i, features of the batch in each component, and n·π_i, images that the component stood for before,
+            b_i, features of this share in each component, and n·π_i, images that the component stood for before,
             each (K·M,).
         """
         k, m = self.weights.shape
         found = group_sizes(index, k * m).to(self.weights.dtype).view(k, m)
         expected = self.counts.unsqueeze(1) * self.weights
-        present = found.sum(1, keepdim=True)
+        everywhere = processes * found
+        present = everywhere.sum(1, keepdim=True)
         # A class that the last pass saw less of than this batch holds would get a weight below 0.
         n = self.counts.unsqueeze(1).maximum(present).clamp_min(1)
-        self.weights += (found - present * self.weights) / n
+        self.weights += (everywhere - present * self.weights) / n
         return found.flatten(), expected.flatten()
 
     def _lloyd(self, features: Iterable[tuple[Tensor, Tensor]]) -> None:

@@ -40,7 +40,7 @@ def reference_loss(mixture: ClassMixture, z: Tensor, y: Tensor, floor: float, *,
     distance = (z - mixture.means.view(k * m, d).index_select(0, index)).square().mean(1)
     # Copies: the running values below change before the backward pass reads these.
     weights, before = mixture.weights.flatten().clone(), mixture.covariances.flatten().clone()
-    found, expected = mixture.track(index)
+    found, expected = mixture.track(index, processes=processes)
     batch = group_sums(distance, index, k * m) / found.clamp_min(1)
     a = (10 * processes * found / expected.clamp_min(torch.finfo(z.dtype).tiny)).clamp_max(0.99) * (found > 0)
     variance = a * batch + (1 - a) * before
@@ -73,23 +73,25 @@ class RateLoss:
         self._mixture, self._noise, self.shrinkage = mixture, noise_variance, shrinkage
         self._factors: _Factors | None = None
 
-    def __call__(self, z: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, y: Tensor, *, processes: int = 1) -> Tensor:
         """R in nats; its gradient reaches z alone.
 
         Args:
             z: Clean features (N, D).
             y: Class of each (N,).
+            processes: Over which the batch is spread, this one's share being about that of each: the running values
+                follow the whole.
         """
         mixture = self._mixture
         index = mixture.assign(z, y)
         with torch.no_grad():
             residual = z.detach() - mixture.means.flatten(0, 1).index_select(0, index)
-            found, expected = mixture.track(index)
+            found, expected = mixture.track(index, processes=processes)
             if mixture.covariances.ndim == 4:
                 factors = self._factorized()
                 growth, pull = factors.growth, group_products(residual, factors.pulls, index)
             else:
-                variances = self._follow(residual, index, found, expected)
+                variances = self._follow(residual, index, found, expected / processes)
                 pull = residual / (variances.view(len(variances), -1).index_select(0, index) + self._noise)
                 growth = 0.5 * torch.log1p(variances / self._noise).view(len(variances), -1).sum(1)
                 growth = growth * (z.shape[1] if variances.ndim == 1 else 1)
