@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ def size(module: nn.Module) -> int:
 
 class TestSize:
     def test_vgg11_comes_back_to_the_reference_encoder(self, tmp_path: Path) -> None:
-        """85,256 parameters within 2 %, less work, smaller on disk; what it costs is measured, not compared."""
+        """85,256 parameters within 2 %, less work, smaller on disk; ``benchmarks.patrol`` has its latency."""
         _, reference = bound_to(build("bottleneck"), whole(width=1.0))
         assert size(reference.edge) == 85_256
         bound, model = bound_to(build("patrol"), whole(width=1.0))
@@ -90,9 +89,6 @@ class TestSize:
         assert on_disk["after"] == pytest.approx(
             on_disk["before"] * after.edge_parameters / before.edge_parameters, rel=0.1
         )
-        x = images(8)[0]
-        took = [metrics.latency(edge, x, repeats=2) for edge in (model.edge, change.split.edge)]
-        assert all(0 < milliseconds < math.inf for milliseconds in took)
 
     @pytest.mark.parametrize(("name", "parameters"), [("vgg16", 270_152), ("resnet20", 6_296), ("resnet18", 80_456)])
     def test_other_backbones_too(self, name: str, parameters: int) -> None:
