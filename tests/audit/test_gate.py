@@ -31,7 +31,14 @@ def card(template):
         like = content["attacks"][0]
         attacks = attacks or {"decoder": ([0.1, 0.2], [0.4, 0.6], None)}
         content["attacks"] = [
-            like | {"attack": {"name": name}, "test_mse": mse, "test_ssim": ssim, "identity": identity}
+            like
+            | {
+                "attack": {"name": name},
+                "kind": name.split(" (")[0],
+                "test_mse": mse,
+                "test_ssim": ssim,
+                "identity": identity,
+            }
             for name, (mse, ssim, identity) in attacks.items()
         ]
         content["defense"] = {"label": label, "parts": parts}
@@ -325,7 +332,7 @@ def test_what_an_audit_will_not_measure_is_known_before(tiny_settings):
     with pytest.raises(InputError, match=r"did you mean decoder \(width=2\)\?"):
         load_settings([twice, {"fail_if": "decoder (width=3):ssim>0.5"}])
     assert load_settings([{"fail_if": one}], whole=False).fail_if == (one,)
-    assert unmeasured(parse("identity>0"), ["decoder"], judged=True) is None
+    assert unmeasured(parse("identity>0"), [("decoder", "decoder")], judged=True) is None
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from sfumato import metrics
+from sfumato.attacks import DecoderAttack, auto
 from sfumato.audit import Card, audit, load_settings, reopen, train_all
 from sfumato.audit.runs import load_data, train_run
 from sfumato.errors import CorruptFileError, InputError, Interrupted
@@ -299,6 +300,48 @@ def test_two_attacks_of_one_kind_are_told_apart_and_the_worst_case_is_of_both(tm
     both = np.array([a.test_mse for a in card.attacks])
     assert card.worst_case.mse == pytest.approx(both.min(0).mean(), rel=1e-6)
     assert card.worst_case.mse <= min(a.test.mse for a in card.attacks) + 1e-9
+
+
+def test_auto_is_what_each_model_calls_for(tmp_path, tiny_settings, runtime, monkeypatch):
+    monkeypatch.setitem(auto._SIZES, "quick", auto._Size(steps=4, depth=0, width=4))
+    change = {
+        "defenses": ["none", "noise"],
+        "attacks": [{"attack": "auto", "level": "quick"}],
+        "evaluation": {"victims": 12, "threat_model": "black-box"},
+    }
+    settings = load_settings([tiny_settings, change])
+    bare, noisy = audit(settings, root=tmp_path, runtime=runtime)
+    assert [attack.attack.name for attack in bare.attacks] == ["decoder"], "nothing to average"
+    assert [attack.attack.name for attack in noisy.attacks] == ["decoder", "decoder (observations=16)"]
+    assert {attack.kind for attack in noisy.attacks} == {"decoder"}
+    once, often = noisy.attacks
+    assert (once.observations, often.observations) == (1, 16)
+    assert often.queries == 16 * once.queries
+    assert "not-averaged" not in {doubt.code for doubt in noisy.suspicions}
+    assert noisy.worst_case.ssim == pytest.approx(np.maximum(once.test_ssim, often.test_ssim).mean())
+    assert not list(tmp_path.rglob("reconstruction.safetensors"))
+    assert audit(settings, root=tmp_path, runtime=runtime) == [bare, noisy], "taken from where they are"
+
+
+def test_an_audit_goes_on_behind_the_attacks_that_are_done(tmp_path, tiny_settings, runtime, monkeypatch):
+    """Stopped in its second attack; called again it does not run the first anew."""
+    weak = tiny_settings["attacks"][0]
+    change = {"defenses": ["none"], "attacks": [weak, {**weak, "width": 5}]}
+    settings, ran, run = load_settings([tiny_settings, change]), [], DecoderAttack.run
+
+    def watched(self, *args, **kwargs):
+        ran.append(self.width)
+        if len(ran) == 2:
+            raise Interrupted("stopped")
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(DecoderAttack, "run", watched)
+    with pytest.raises(Interrupted):
+        audit(settings, root=tmp_path, runtime=runtime)
+    (card,) = audit(settings, root=tmp_path, runtime=runtime)
+    assert ran == [4, 5, 5]
+    (whole,) = audit(settings, root=tmp_path / "whole", runtime=runtime)
+    assert card.fingerprint() == whole.fingerprint()
 
 
 def test_a_run_is_opened_again_and_refused_if_its_data_changed(finished, tiny_settings, runtime):

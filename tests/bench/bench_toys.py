@@ -61,6 +61,7 @@ def attack(name: str, mse: float, ssim: float = 0.5, psnr: float | None = 18.0, 
     example = {"label": "0", "mse": mse, "ssim": ssim, "original": png(200), "reconstruction": png(100)}
     return {
         "attack": {"name": name, "arguments": {}},
+        "kind": name,
         "threat_model": "white-box",
         "trained_on": "train",
         "queries": 10,

@@ -74,6 +74,7 @@ def make_attack(
     shifts = np.linspace(-spread, spread, judged)
     return {
         "attack": {"name": name, "arguments": {"observations": observations, "images": images, **arguments}},
+        "kind": name.partition(" ")[0],
         "threat_model": threat_model,
         "trained_on": trained_on,
         "queries": queries,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfumato.report.comparison import entries, kind, per_image_ssim, strongest_attack
+from sfumato.report.comparison import entries, per_image_ssim, strongest_attack
 from sfumato.report.standings import recipes, shares, standings, tell_winners, winners
 
 # Three attacks on five pictures, the winner of each by either measure written beside it.
@@ -100,10 +100,3 @@ def test_a_recipe_is_told_once_and_says_on_which_models_where_not_on_all(card, a
         "white-box, learned from the model’s training pictures: images=null, observations=4, width=8"
     )
     assert made[1].text == "gray-box, learned from no pictures: images=null, observations=1, steps=9 (on CEM)"
-
-
-@pytest.mark.parametrize(
-    ("label", "name"), [("decoder", "decoder"), ("decoder (observations=16)", "decoder"), ("decoder 2", "decoder")]
-)
-def test_the_kind_of_an_attack(card, attack, label, name):
-    assert kind(card(attacks=[attack(label)]).attacks[0]) == name

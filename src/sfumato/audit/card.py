@@ -115,7 +115,8 @@ class Example(_Section):
 class AttackInfo(_Section):
     """One attack: what it assumed, what it used, what it got."""
 
-    attack: Part
+    attack: Part = Field(description="its label in this card, and its arguments")
+    kind: str = Field(description="the name it is registered by, whatever its label")
     threat_model: Literal["white-box", "gray-box", "black-box"]
     trained_on: Literal["train", "auxiliary", "nothing"]
     queries: Count = Field(description="images the attacker sent through the edge, repetitions included")

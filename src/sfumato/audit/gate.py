@@ -103,7 +103,6 @@ _CONDITION = re.compile(
     re.ASCII,
 )
 _STATISTIC = re.compile(r"mean|min|max|p[1-9]\d?", re.ASCII)
-_ARGUMENTS = re.compile(r" \(.*\)\Z", re.DOTALL)
 _FIELD = "fail_if"
 
 
@@ -156,10 +155,9 @@ class Condition:
         scope = "" if self.attack is None else f"{self.attack}:"
         return f"{scope}{self.metric}{'' if self.statistic == 'mean' else f'.{self.statistic}'}"
 
-    def names(self, attack: str) -> bool:
-        """Whether it is about the attack that a card calls so."""
-        # Several attacks of one kind are told apart by their arguments: decoder, decoder (observations=16).
-        return self.attack is None or self.attack in (attack, _ARGUMENTS.sub("", attack))
+    def names(self, label: str, kind: str) -> bool:
+        """Whether it is about the attack that a card calls so, or about all of its kind."""
+        return self.attack is None or self.attack in (label, kind)
 
     def holds(self, measured: float) -> bool:
         """Whether a model with this figure fails."""
@@ -247,17 +245,18 @@ def parse_all(entries: Sequence[object]) -> tuple[Condition, ...]:
     return tuple(conditions)
 
 
-def unmeasured(condition: Condition, attacks: Iterable[str], *, judged: bool) -> InputError | None:
+def unmeasured(condition: Condition, attacks: Iterable[tuple[str, str]], *, judged: bool) -> InputError | None:
     """What is wrong with a condition on a figure that an audit does not give.
 
     Args:
         condition: What was set.
-        attacks: What the card calls, or will call, its attacks.
+        attacks: What the card calls, or will call, its attacks, and the kind of each.
         judged: Whether an independent classifier looks at the reconstructions.
     """
     known = list(attacks)
-    if not any(condition.names(attack) for attack in known):
-        return InputError(_FIELD, str(condition), f"an attack that is run: {one_of(known, condition.attack)}")
+    if not any(condition.names(label, kind) for label, kind in known):
+        accepted = f"an attack that is run: {one_of((label for label, _ in known), condition.attack)}"
+        return InputError(_FIELD, str(condition), accepted)
     if condition.metric == "identity" and not judged:
         return InputError(_FIELD, str(condition), "a figure that was measured; identity is with evaluation.judge: true")
     return None
@@ -306,12 +305,12 @@ def measure(card: Card, condition: Condition) -> float:
 
 
 def _attacks(card: Card, condition: Condition) -> list[AttackInfo]:
-    return [attack for attack in card.attacks if condition.names(attack.attack.name)]
+    return [attack for attack in card.attacks if condition.names(attack.attack.name, attack.kind)]
 
 
 def _unmeasured_on(card: Card, condition: Condition) -> InputError | None:
     judged = all(attack.identity is not None for attack in _attacks(card, condition))
-    return unmeasured(condition, [attack.attack.name for attack in card.attacks], judged=judged)
+    return unmeasured(condition, [(attack.attack.name, attack.kind) for attack in card.attacks], judged=judged)
 
 
 def _summed_up(figures: list[float], statistic: str) -> float:

@@ -334,6 +334,7 @@ def _attack_info(
     arguments = {key: value for key, value in attack.describe().items() if key != "attack"}
     return cards.AttackInfo(
         attack=cards.Part(name=name, arguments=arguments),
+        kind=attack.name,
         threat_model=result.threat_model,
         trained_on=knowledge.origin,
         queries=result.queries,

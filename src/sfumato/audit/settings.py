@@ -215,9 +215,10 @@ class Settings(_Settings):
         """
         found = parse_all(self.fail_if)
         entries = self.resolved_attacks() if found else ()
-        known = list(attacks.labels([entry for entry in entries if isinstance(entry, Attack)]))
+        alone = [entry for entry in entries if isinstance(entry, Attack)]
+        known = [(label, entry.name) for label, entry in zip(attacks.labels(alone), alone, strict=True)]
         if any(isinstance(entry, Auto) for entry in entries):  # which of them it runs, the model decides
-            known += attacks.ATTACKS
+            known += [(name, name) for name in attacks.ATTACKS]
         errors = (unmeasured(one, known, judged=self.evaluation.judge) for one in found)
         raise_all([error for error in errors if error is not None])
         return found

@@ -65,8 +65,7 @@ class Decoder(nn.Sequential):
         width: int = 64,
         generator: torch.Generator,
     ) -> None:
-        if depth < 0 or width < 1:
-            raise InputError("decoder (depth, width)", (depth, width), "depth of 0 or more, width of 1 or more")
+        require_size(depth, width)
         times = doublings(feature_shape, image_shape)
         with spare_global_generator():
             layers: list[nn.Module] = [ResidualBlock(feature_shape[0], width)]
@@ -78,6 +77,16 @@ class Decoder(nn.Sequential):
                 layers.append(nn.Upsample(image_shape[1:], mode="bilinear"))
             super().__init__(*layers, ResidualBlock(width, image_shape[0]), nn.Sigmoid())
         initialize(self, generator)
+
+
+def require_size(depth: int, width: int, least: int = 1) -> None:
+    """Check a decoder's depth and width.
+
+    Raises:
+        InputError: depth < 0, or width below ``least``.
+    """
+    if depth < 0 or width < least:
+        raise InputError("decoder (depth, width)", (depth, width), f"depth of 0 or more, width of {least} or more")
 
 
 def doublings(feature_shape: tuple[int, ...], image_shape: tuple[int, int, int]) -> int:

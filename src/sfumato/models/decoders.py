@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.errors import InputError, one_of
-from sfumato.models.decoder import Decoder, doublings
+from sfumato.models.decoder import Decoder, doublings, require_size
 from sfumato.models.layers import initialize, spare_global_generator
 from sfumato.models.transformer_decoder import TransformerDecoder
 from sfumato.models.unet_decoder import UNetDecoder
@@ -76,8 +76,7 @@ def make_decoder(
     build = DECODERS[architecture]
     if len(feature_shape) == 3:
         return build(feature_shape, image_shape, depth=depth, width=width, generator=generator)
-    if width < (least := least_width(architecture)):
-        raise InputError("decoder (depth, width)", (depth, width), f"depth of 0 or more, width of {least} or more")
+    require_size(depth, width, least_width(architecture))
     map_shape = (width, *_small(*image_shape[1:]))
     with spare_global_generator():
         stem = nn.Linear(feature_shape[0], math.prod(map_shape))

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.errors import InputError
-from sfumato.models.decoder import ResidualBlock, doublings
+from sfumato.models.decoder import ResidualBlock, doublings, require_size
 from sfumato.models.layers import initialize, spare_global_generator
 
 _MOST_TOKENS = 1024
@@ -114,8 +113,7 @@ class TransformerDecoder(nn.Sequential):
         width: int = 64,
         generator: torch.Generator,
     ) -> None:
-        if depth < 0 or width < 2:
-            raise InputError("decoder (depth, width)", (depth, width), "depth of 0 or more, width of 2 or more")
+        require_size(depth, width, least=2)
         doublings(feature_shape, image_shape)
         channels, h, w = feature_shape
         side = _taken_together(h, w)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.errors import InputError
-from sfumato.models.decoder import ResidualBlock, doublings
+from sfumato.models.decoder import ResidualBlock, doublings, require_size
 from sfumato.models.layers import initialize, spare_global_generator
 
 
@@ -76,8 +75,7 @@ class UNetDecoder(nn.Sequential):
         width: int = 64,
         generator: torch.Generator,
     ) -> None:
-        if depth < 0 or width < 1:
-            raise InputError("decoder (depth, width)", (depth, width), "depth of 0 or more, width of 1 or more")
+        require_size(depth, width)
         doublings(feature_shape, image_shape)
         channels, h, w = feature_shape
         scale = (-(-image_shape[1] // h), -(-image_shape[2] // w))

@@ -49,14 +49,6 @@ def strength(attack: AttackInfo) -> tuple[float, float]:
     return attack.test.ssim, -attack.test.mse
 
 
-def kind(attack: AttackInfo) -> str:
-    """The registered name of an attack, without what tells it apart from others of its kind in the same card.
-
-    Registered names hold no space, so they end at the first one.
-    """
-    return attack.attack.name.partition(" ")[0]
-
-
 def judged_images(card: Card) -> int:
     """How many test images the attacks were judged on."""
     return max(len(attack.test_ssim) for attack in card.attacks)

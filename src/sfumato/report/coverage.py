@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sfumato.audit.card import AttackInfo
-from sfumato.report.comparison import Entry, kind, seeds
+from sfumato.report.comparison import Entry, seeds
 from sfumato.report.format import count_word, listing, plural, sentence
 
 THREAT_MODELS = {
@@ -75,7 +75,7 @@ def tried(members: Sequence[Entry]) -> list[str]:
     """What was run: each kind of attack with its threat models and what it could spend, largest figures included."""
     groups: dict[str, list[AttackInfo]] = {}
     for attack in _attacks(members):
-        groups.setdefault(kind(attack), []).append(attack)
+        groups.setdefault(attack.kind, []).append(attack)
     return [_spent(name, attacks) for name, attacks in groups.items()]
 
 
@@ -138,7 +138,7 @@ def _families(members: Sequence[Entry]) -> list[str]:
 
 
 def _belongs(attack: AttackInfo, family: Family) -> bool:
-    return kind(attack) in family.names or ("averaging" in family.names and _averages(attack))
+    return attack.kind in family.names or ("averaging" in family.names and _averages(attack))
 
 
 def _averages(attack: AttackInfo) -> bool:
@@ -153,8 +153,8 @@ def _observations(members: Sequence[Entry]) -> list[str]:
     if most == 1:
         return []
     lines = [f"Attackers who intercept the same picture more than {most:,} times."]
-    kinds = {kind(attack) for attack in averaging}
-    without = sorted({kind(attack) for attack in _attacks(members)} - kinds)
+    kinds = {attack.kind for attack in averaging}
+    without = sorted({attack.kind for attack in _attacks(members)} - kinds)
     if without:
         lines.append(f"Averaging over repeated observations by {listing(without)}; only {listing(sorted(kinds))} did.")
     return lines
@@ -180,7 +180,7 @@ def _faced(entry: Entry, attack: AttackInfo) -> bool:
     # A label depends on what else is in the card, so the same attack may go by another one elsewhere.
     return any(
         other.attack.name == attack.attack.name
-        or (kind(other) == kind(attack) and other.attack.arguments == attack.attack.arguments)
+        or (other.kind == attack.kind and other.attack.arguments == attack.attack.arguments)
         for other in entry.card.attacks
     )
 

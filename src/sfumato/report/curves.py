@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from sfumato.audit.card import AttackInfo
-from sfumato.report.comparison import Entry, kind
+from sfumato.report.comparison import Entry
 from sfumato.report.format import arguments, fixed, listing
 from sfumato.report.verdict import SSIM_GAIN
 
@@ -151,7 +151,7 @@ def _panels(members: Sequence[Entry], budget: Budget) -> list[Panel]:
 
 
 def _name(attack: AttackInfo) -> str:
-    return f"{kind(attack)}, {attack.threat_model}"
+    return f"{attack.kind}, {attack.threat_model}"
 
 
 def _span(curve: Curve) -> tuple[int, int]:
