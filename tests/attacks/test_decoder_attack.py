@@ -14,11 +14,12 @@ from attack_toys import generator, make_images, make_knowledge, make_split, runt
 from torch import nn
 
 from sfumato.attacks import DecoderAttack, Knowledge, Reconstruction
+from sfumato.attacks.feature import fitting
 from sfumato.data import Batches, ImageSet, load
 from sfumato.defenses.noise import AdditiveNoise
 from sfumato.errors import CorruptFileError, InputError, Interrupted
 from sfumato.models import Decoder, Feature, SplitModel, split
-from sfumato.training import make_fabric
+from sfumato.training import Fit, Plan, Runtime, fit, make_fabric
 
 SMALL = DecoderAttack(depth=1, width=4, epochs=3, batch_size=8, lr=0.01, weight_decay=0.01)
 VICTIMS = {"test": make_images(6, seed=12)}
@@ -260,3 +261,17 @@ def test_does_not_beat_the_exact_minimum() -> None:
     assert float(measured.mean()) > exact - 4 * error
     assert float(measured.mean()) < 1.05 * exact
     assert 1.05 * exact < s**2, "the mean image would not do"
+
+
+@pytest.mark.parametrize("patience", [None, 3])
+def test_patience_is_the_loop_s(patience: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+
+    def watched(job: Any, images: ImageSet, plan: Plan, where: Runtime) -> Fit:
+        plans.append(plan)
+        return fit(job, images, plan, where)
+
+    monkeypatch.setattr(fitting, "fit", watched)
+    attack = DecoderAttack(depth=0, width=4, epochs=2, batch_size=8, patience=patience)
+    attack.run(target_of(make_split()), make_knowledge(), generator=generator(0), runtime=runtime())
+    assert [plan.patience for plan in plans] == [patience]

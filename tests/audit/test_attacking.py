@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from sfumato.attacks import Reconstruction
+from sfumato.attacks import Auto, DecoderAttack, Reconstruction, Scene
 from sfumato.audit import attacking
 from sfumato.audit.settings import load_settings
 from sfumato.errors import InputError
@@ -51,3 +51,11 @@ def test_what_is_damaged_is_made_again(tmp_path):
     path = tmp_path / attacking.KEPT
     path.write_bytes(path.read_bytes()[:-3])
     assert attacking.kept(tmp_path) is None
+
+
+def test_what_auto_stands_for_is_run_once():
+    scene = Scene("black-box", True, 500, (1, 16, 16), (2, 4, 4))
+    members = Auto("quick").members(scene)
+    other = DecoderAttack(width=3)
+    assert attacking.expanded([members[1], other, Auto("quick")], scene) == (members[1], other, members[0])
+    assert attacking.expanded([Auto("quick"), Auto("standard")], scene)[:2] == members
