@@ -93,7 +93,7 @@ class Fitted:
     def learned(self, network: nn.Module) -> Learned:
         """The attack of a network that was trained by :func:`squared_error`."""
         figures = {"mse_before": self.before, "mse_after": self.after, "epoch_kept": float(self.result.epoch_kept)}
-        return Learned(partial(answer, network), figures, self.result.diverged)
+        return Learned(torch.no_grad()(partial(answer, network)), figures, self.result.diverged)
 
 
 def train_network(
@@ -242,9 +242,8 @@ def on_cpu(generator: torch.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(seed_from(generator))
 
 
-@torch.no_grad()
 def answer(network: nn.Module, given: Tensor) -> Tensor:
-    """What a network in evaluation mode makes of ``given``, in the network's precision, as float32."""
+    """What a network in evaluation mode makes of ``given``, in its precision, as float32; differentiable."""
     dtype = next((p.dtype for p in network.parameters()), given.dtype)
     made: Tensor = network.eval()(given.to(dtype))
     return made.float()
