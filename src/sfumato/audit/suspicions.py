@@ -105,7 +105,8 @@ def _between(attacks: Mapping[str, Reconstruction], specs: Mapping[str, Attack])
             )
     seen = {name: float(attacks[name].quality["test"].ssim.mean()) for name in specs}
     blind = [seen[name] for name, attack in specs.items() if attack.threat_models == frozenset({"white-box"})]
-    learned = [seen[name] for name, attack in specs.items() if "black-box" in attack.threat_models]
+    querying = [name for name, attack in specs.items() if "black-box" in attack.threat_models]
+    learned = [seen[name] for name in querying if specs[name].threat_model != "white-box"]
     if blind and learned and max(learned) - max(blind) > _BEHIND:
         yield (
             "weights-do-not-help",
@@ -119,7 +120,7 @@ def _has_more(more: Attack, less: Attack) -> bool:
     if type(more) is not type(less):
         return False
     ours, theirs = more.describe(), less.describe()
-    if any(ours[name] != theirs[name] for name in ours if name not in _BUDGET):
+    if any(ours.get(name) != theirs.get(name) for name in ours | theirs if name not in _BUDGET):
         return False
     pairs = [tuple(math.inf if told[name] is None else told[name] for told in (ours, theirs)) for name in _BUDGET]
     return ours != theirs and all(mine >= other for mine, other in pairs)
