@@ -107,7 +107,7 @@ def test_one_seed_has_no_deviation_and_a_missing_row_no_figure(tmp_path):
     alone = {key: value for key, value in FACED.items() if key[0] == "none"}
     text = write_result(result_of(alone), tmp_path).page.read_text(encoding="utf-8")
     assert section(text)[1][0]["noise"] == ["–"] * 9
-    assert "in 1 row:" in section(text)[0]
+    assert "of 1 row:" in section(text)[0]
 
 
 def test_an_attack_that_a_card_lacks(tmp_path):
@@ -120,11 +120,11 @@ def test_words_are_counted_from_the_cards(tmp_path):
     result = result_of(FACED)
     body = " ".join(section(write_result(result, tmp_path).page.read_text(encoding="utf-8"))[0].split())
     assert (
-        "By SSIM, the attack that comes closest in 2 rows: white-box, rmle in 1 and latent\\_prior in 1; gray-box, "
-        "generator in 2; black-box, decoder in 1 and decoder (observations=16) in 1. The strongest white-box attacker "
-        "comes closer than the strongest black-box one in 1 of 2 rows."
+        "Closest by SSIM, in so many of 2 rows: white-box, rmle 1 and latent\\_prior 1; gray-box, generator 2; "
+        "black-box, decoder 1 and decoder (observations=16) 1. The strongest white-box attacker comes closer than the "
+        "strongest black-box one in 1 of 2 rows."
     ) in body
-    assert "By MSE, the attack that comes closest in 2 rows: white-box, latent\\_prior in 2;" in body
+    assert "Closest by MSE, in so many of 2 rows: white-box, latent\\_prior 2;" in body
     for model in THREAT_MODELS:
         assert f"A {model} attacker" in body
     assert result.threats.tallies["mse"].ahead == 1

@@ -20,7 +20,7 @@ from sfumato.bench.aggregate import (
 from sfumato.bench.curves import Correlation, Curve, Matched, match_seeds, rank_correlation
 from sfumato.bench.expansion import Job
 from sfumato.bench.experiment import Experiment, SizeName
-from sfumato.bench.threats import Threats, face
+from sfumato.bench.threats import Threats, side_by_side
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def evaluate(experiment: Experiment, size: SizeName, jobs: Sequence[Job], cards:
         tuple(jobs),
         own,
         tuple(tables),
-        face(jobs, own),
+        side_by_side(jobs, own),
         _matched(experiment, jobs, own, tables[0].attack) if tables else {},
         _entropy(experiment, jobs, own, tables[0].attack) if tables and experiment.theory else None,
         dict(found.most_common()),

@@ -255,10 +255,9 @@ def _tallied(figure: Figure, threats: Threats, tally: Tally) -> str:
     rows = sum(faced.overall is not None for faced in threats.rows["ssim"])
     each = []
     for model, wins in tally.wins.items():
-        ranked = [f"{escaped(column.title)} in {count}" for column, count in wins.items()]
+        ranked = [f"{escaped(column.title)} {count}" for column, count in wins.items()]
         each.append(f"{model}, {listing(ranked)}")
-    text = f"By {figure.title.split(',')[0]}, the attack that comes closest in {rows} {plural(rows, 'row')}: "
-    text += f"{'; '.join(each)}."
+    text = f"Closest by {figure.title.split(',')[0]}, in so many of {rows} {plural(rows, 'row')}: {'; '.join(each)}."
     if tally.compared:
         text += (
             f" The strongest white-box attacker comes closer than the strongest black-box one in {tally.ahead} of "

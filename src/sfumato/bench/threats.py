@@ -103,7 +103,7 @@ class Threats:
         return len(self.threat_models) > 1 or len(self.columns) > 2
 
 
-def face(jobs: Sequence[Job], cards: Mapping[str, Card]) -> Threats:
+def side_by_side(jobs: Sequence[Job], cards: Mapping[str, Card]) -> Threats:
     """Put the attacks of all cards side by side.
 
     Args:
