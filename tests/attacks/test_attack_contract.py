@@ -194,10 +194,10 @@ class TestValidation:
     def test_threat_model_of_its_own(self) -> None:
         self.refused("one of white-box", Spy(threat_model="white-box"), make_knowledge(), VICTIMS)
         spy = Spy(threat_model="black-box")
-        spy(target_of(make_split()), make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
+        spy(target_of(identity_split()), make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
         assert spy.describe()["threat_model"] == "black-box"
         assert "threat_model" not in Spy().describe(), "the addresses of attacks without one stay as they are"
-        with pytest.raises(InputError, match=r"spy\.threat_model .*gray-box, white-box, or none"):
+        with pytest.raises(InputError, match=r"spy\.threat_model.*white-box, gray-box, or none"):
             GrayOnly(threat_model="black-box")
 
     def test_victims_of_another_shape(self) -> None:
