@@ -129,6 +129,7 @@ def test_words_are_counted_from_the_cards(tmp_path):
     assert "Closest by MSE, in so many of 2 rows: white-box, latent\\_prior 2;" in body
     for model in THREAT_MODELS:
         assert f"A {model} attacker" in body
+    assert [part.split(" | ")[0] for part in body.split("### ")[1:]] == ["SSIM, test ↓", "MSE, test ↑"]
     assert result.threats.tallies["mse"].ahead == 1
 
 
