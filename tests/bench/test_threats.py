@@ -84,61 +84,53 @@ def test_attacks_stand_side_by_side_with_the_strongest_of_each_threat_model(tmp_
     assert ssim["row"] == [
         "white-box: rmle", "white-box: latent\\_prior", "gray-box: generator", "black-box: decoder",
         "black-box: decoder (observations=16)", "strongest white-box", "strongest gray-box", "strongest black-box",
-        "strongest of all",
     ]  # fmt: skip
     assert mse["row"] == ssim["row"]
-    # Means of 0.5 and 0.6: rmle; the strongest is 0.9 and 0.5 on the two images with either seed.
+    # Means of 0.5 and 0.6: rmle; the strongest is 0.9 and 0.5 on the two images with either seed. Who knows the
+    # structure has the black-box attackers' 0.6 on the first image, and 0.3 or 0.4 on the second.
     assert ssim["none"] == [
         "**0.550 ± 0.071**", "0.450 ± 0.071", "0.350 ± 0.071", "0.450 ± 0.071", "0.350 ± 0.071",
-        "0.700 ± 0.000", "0.350 ± 0.071", "0.450 ± 0.071", "0.700 ± 0.000",
+        "0.700 ± 0.000", "0.475 ± 0.035", "0.450 ± 0.071",
     ]  # fmt: skip
     # By MSE it is the other one: 0.03 and 0.04. The strongest is 0.01 and 0.02 or 0.04.
     assert mse["none"] == [
         "0.0550 ± 0.0071", "**0.0350 ± 0.0071**", "0.0550 ± 0.0071", "0.0450 ± 0.0071", "0.0550 ± 0.0071",
-        "0.0200 ± 0.0071", "0.0550 ± 0.0071", "0.0450 ± 0.0071", "0.0200 ± 0.0071",
+        "0.0200 ± 0.0071", "0.0375 ± 0.0035", "0.0450 ± 0.0071",
     ]  # fmt: skip
 
 
 def test_one_seed_has_no_deviation_and_a_missing_row_no_figure(tmp_path):
     text = write_result(result_of(FACED), tmp_path).page.read_text(encoding="utf-8")
     _, (ssim, mse) = section(text)
-    assert ssim["noise"] == ["0.100", "0.200", "0.200", "0.200", "**0.700**", "0.200", "0.200", "0.700", "0.700"]
-    assert mse["noise"][4:] == ["**0.0300**", "0.0800", "0.0800", "0.0300", "0.0300"]
+    assert ssim["noise"] == ["0.100", "0.200", "0.200", "0.200", "**0.700**", "0.700", "0.700", "0.700"]
+    assert mse["noise"][4:] == ["**0.0300**", "0.0300", "0.0300", "0.0300"]
     alone = result_of({key: value for key, value in FACED.items() if key[0] == "none"})
-    # White-box 0.7 against 0.45 by SSIM, 0.02 against 0.045 by MSE.
-    assert [(tally.ahead, tally.compared) for tally in alone.threats.tallies.values()] == [(1, 1), (1, 1)]
     text = write_result(alone, tmp_path).page.read_text(encoding="utf-8")
-    assert section(text)[1][0]["noise"] == ["–"] * 9
-    assert "of 1 row:" in section(text)[0]
+    assert section(text)[1][0]["noise"] == ["–"] * 8
+    assert "of 1 row," in section(text)[0]
 
 
 def test_an_attack_that_a_card_lacks(tmp_path):
     some = {**FACED, ("noise", 1): FACED["noise", 1][:1]}
     _, (ssim, _) = section(write_result(result_of(some), tmp_path).page.read_text(encoding="utf-8"))
-    assert ssim["noise"] == ["–", "–", "–", "**0.200**", "–", "–", "–", "0.200", "0.200"]
+    assert ssim["noise"] == ["–", "–", "–", "**0.200**", "–", "0.200", "0.200", "0.200"]
 
 
 def test_words_are_counted_from_the_cards(tmp_path):
     result = result_of(FACED)
     body = " ".join(section(write_result(result, tmp_path).page.read_text(encoding="utf-8"))[0].split())
-    assert (
-        "Closest by SSIM, in so many of 2 rows: white-box, rmle 1 and latent\\_prior 1; gray-box, generator 2; "
-        "black-box, decoder 1 and decoder (observations=16) 1. The strongest white-box attacker comes closer than the "
-        "strongest black-box one in 1 of 2 rows."
-    ) in body
-    assert "Closest by MSE, in so many of 2 rows: white-box, latent\\_prior 2;" in body
+    assert "By SSIM, of 2 rows, closest is white-box rmle in 1 and black-box decoder (observations=16) in 1." in body
+    assert "By MSE, of 2 rows, closest is white-box latent\\_prior in 1 and black-box decoder (observ" in body
     for model in THREAT_MODELS:
         assert f"A {model} attacker" in body
     assert [part.split(" | ")[0] for part in body.split("### ")[1:]] == ["SSIM, test ↓", "MSE, test ↑"]
-    assert result.threats.tallies["mse"].ahead == 1
 
 
 def test_only_what_was_run_is_explained(tmp_path):
     two = {key: value[:2] + value[2:3] for key, value in FACED.items()}
     body, (ssim, _) = section(write_result(result_of(two), tmp_path).page.read_text(encoding="utf-8"))
     assert "A white-box attacker" not in body
-    assert "strongest white-box attacker comes closer" not in body
-    assert ssim["row"][3:] == ["strongest gray-box", "strongest black-box", "strongest of all"]
+    assert ssim["row"][3:] == ["strongest gray-box", "strongest black-box"]
 
 
 @pytest.mark.parametrize(
@@ -176,8 +168,8 @@ def test_of_many_attacks_only_the_first_has_its_full_table_and_the_data_has_all(
         "threat_model": "white-box", "attack": "rmle", "mean": pytest.approx(0.55),
         "deviation": pytest.approx(0.1 / 2**0.5), "count": 2,
     }  # fmt: skip
-    assert row["strongest"]["gray-box"]["mean"] == pytest.approx(0.35)
-    assert row["overall"]["mean"] == pytest.approx(0.7)
+    assert row["strongest"]["gray-box"]["mean"] == pytest.approx(0.475)
+    assert row["strongest"]["white-box"]["mean"] == pytest.approx(0.7)
     assert [one["point"] for one in data["threats"]["mse"]] == [None, None]
 
 
@@ -186,7 +178,7 @@ def test_attacks_judged_on_different_numbers_of_images_are_compared_by_their_mea
     result = result_of({("none", 0): [met("decoder", (0.6, 0.8), (0.02, 0.08)), few]})
     (none, _), (by_mse, _) = result.threats.rows["ssim"], result.threats.rows["mse"]
     assert none.by_threat_model["black-box"].mean == pytest.approx(0.9)
-    assert by_mse.overall.mean == pytest.approx(0.01)
+    assert by_mse.by_threat_model["black-box"].mean == pytest.approx(0.01)
 
 
 def test_one_label_under_two_threat_models_is_two_columns():
@@ -238,12 +230,13 @@ def test_the_experiment_has_every_threat_model_and_an_attacker_who_averages():
     assert experiment.rows == read_experiment("cem-table-cifar10").rows
     kinds: dict[str, set[str]] = {
         "white-box": {"rmle", "latent_prior"},
-        "gray-box": {"generator", "latent_prior"},
-        "black-box": {"decoder", "generator", "latent_prior"},
+        "gray-box": {"generator"},
+        "black-box": {"decoder", "generator"},
     }
+    beyond = {"white-box": set(), "gray-box": {"latent_prior"}, "black-box": {"latent_prior", "gan"}}
     for size in ("small", "paper"):
         attacks = expand(experiment, size, seeds=[0], only=["Dropout"])[0].settings.resolved_attacks()
         for model, names in kinds.items():
-            more = {"gan"} if (size, model) == ("paper", "black-box") else set()
-            assert {one.name for one in attacks if one.threat_model == model} == names | more
+            expected = names | (beyond[model] if size == "paper" else set())
+            assert {one.name for one in attacks if one.threat_model == model} == expected
         assert [(one.name, one.observations) for one in attacks if one.observations > 1] == [("decoder", 16)]

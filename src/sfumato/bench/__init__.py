@@ -28,7 +28,7 @@ from sfumato.bench.page import Written, as_data, lines_as_rows, render, write_re
 from sfumato.bench.published import PAPERS, Paper, figures
 from sfumato.bench.result import Entropy, Result, Table, evaluate
 from sfumato.bench.runner import cards_folder, check_jobs, read_cards, run_jobs, seconds_left
-from sfumato.bench.threats import Column, Faced, Tally, Threats, side_by_side
+from sfumato.bench.threats import Column, Faced, Threats, side_by_side
 
 __all__ = [
     "FIGURES",
@@ -53,7 +53,6 @@ __all__ = [
     "Size",
     "Spread",
     "Table",
-    "Tally",
     "Threats",
     "Vary",
     "Written",

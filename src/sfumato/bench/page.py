@@ -105,7 +105,6 @@ def _threats_as_data(threats: Threats) -> dict[str, Any]:
                     for column, value in faced.attacks.items()
                 ],
                 "strongest": {model: dataclasses.asdict(value) for model, value in faced.by_threat_model.items()},
-                "overall": dataclasses.asdict(faced.overall) if faced.overall else None,
             }
             for faced in rows
         ]

@@ -16,13 +16,13 @@ from sfumato.bench.experiment import packaged_names
 from sfumato.bench.published import PAPERS
 from sfumato.bench.result import Result, Table
 from sfumato.bench.runner import duration
-from sfumato.bench.threats import MEASURES, Faced, Measure, Tally, Threats, closest
+from sfumato.bench.threats import MEASURES, Column, Faced, Measure, closest
 from sfumato.report.format import MISSING, call, fixed, listing, percent, plural
 
 _MOST_TABLES = 2
 _FIGURE_OF: dict[Measure, str] = {"ssim": "ssim", "mse": "mse_test"}
 _TOUCHES: dict[ThreatModel, str] = {
-    "white-box": "A white-box attacker has the edge with its weights; whatever the others do, it can do too.",
+    "white-box": "A white-box attacker has the edge with its weights.",
     "gray-box": "A gray-box attacker knows how the edge is built, not its weights, and may query it.",
     "black-box": "A black-box attacker may only query the edge with images of its own.",
 }
@@ -49,8 +49,8 @@ def by_threat_model(result: Result) -> Iterator[str]:
     yield "## By threat model"
     yield filled(
         "Each column is one attack: mean ± standard deviation over seeds, in bold the one that comes closest in its "
-        "row. “Strongest” takes for each image whichever attack came closest, of those run under a threat model or of "
-        "all, so it is never weaker than any of them. "
+        "row. “Strongest” takes for each image whichever attack came closest, of those under a threat model and under "
+        "those that may touch less: who may touch more can do all that others can. "
         f"{' '.join(_TOUCHES[model] for model in threats.threat_models)}"
     )
     for measure in MEASURES:
@@ -58,9 +58,8 @@ def by_threat_model(result: Result) -> Iterator[str]:
         yield f"### {figure.title}"
         header = ["row", *(f"{column.threat_model}: {escaped(column.title)}" for column in threats.columns)]
         header += [f"strongest {model}" for model in threats.threat_models]
-        header += ["strongest of all"] if len(threats.threat_models) > 1 else []
         yield markdown(header, [_faced_line(result, faced, measure, figure) for faced in threats.rows[measure]])
-        yield filled(_tallied(figure, threats, threats.tallies[measure]))
+        yield filled(_won(figure, threats.wins[measure]))
 
 
 def tables(result: Result) -> Iterator[str]:
@@ -247,23 +246,13 @@ def _faced_line(result: Result, faced: Faced, measure: Measure, figure: Figure) 
     for column in threats.columns:
         shown = _shown(figure, faced.attacks.get(column))
         cells.append(f"**{shown}**" if column == best else shown)
-    cells += [_shown(figure, faced.by_threat_model.get(model)) for model in threats.threat_models]
-    return cells + ([_shown(figure, faced.overall)] if len(threats.threat_models) > 1 else [])
+    return cells + [_shown(figure, faced.by_threat_model.get(model)) for model in threats.threat_models]
 
 
-def _tallied(figure: Figure, threats: Threats, tally: Tally) -> str:
-    rows = sum(faced.overall is not None for faced in threats.rows["ssim"])
-    each = []
-    for model, wins in tally.wins.items():
-        ranked = [f"{escaped(column.title)} {count}" for column, count in wins.items()]
-        each.append(f"{model}, {listing(ranked)}")
-    text = f"Closest by {figure.title.split(',')[0]}, in so many of {rows} {plural(rows, 'row')}: {'; '.join(each)}."
-    if tally.compared:
-        text += (
-            f" The strongest white-box attacker comes closer than the strongest black-box one in {tally.ahead} of "
-            f"{tally.compared} {plural(tally.compared, 'row')}."
-        )
-    return text
+def _won(figure: Figure, wins: Mapping[Column, int]) -> str:
+    rows = sum(wins.values())
+    each = [f"{column.threat_model} {escaped(column.title)} in {count}" for column, count in wins.items()]
+    return f"By {figure.title.split(',')[0]}, of {rows} {plural(rows, 'row')}, closest is {listing(each)}."
 
 
 def _table(result: Result, table: Table) -> str:

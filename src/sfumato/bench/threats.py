@@ -51,31 +51,14 @@ class Faced:
         row: Its label.
         point: Value of what is swept, or ``None``.
         attacks: Mean and spread over seeds of each attack that there is a card of.
-        by_threat_model: The same of the strongest: of each image whichever attack under a threat model came closest.
-        overall: The same over all attacks; ``None`` where there is no card.
+        by_threat_model: The same of the strongest: of each image whichever attack came closest of those run under a
+            threat model or under one that may touch less, for who may touch more can do all that others can.
     """
 
     row: str
     point: Value | None
     attacks: Mapping[Column, Spread]
     by_threat_model: Mapping[ThreatModel, Spread]
-    overall: Spread | None
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Who wins how many rows, by one measure.
-
-    Attributes:
-        wins: Threat model to attack's column to the rows in which its mean is the best under that model; only attacks
-            that win any.
-        compared: Rows that face both white-box and black-box attackers.
-        ahead: Those of them in which the strongest white-box attacker comes closer than the strongest black-box one.
-    """
-
-    wins: Mapping[ThreatModel, Mapping[Column, int]]
-    compared: int
-    ahead: int
 
 
 @dataclass(frozen=True)
@@ -85,12 +68,13 @@ class Threats:
     Attributes:
         columns: White-box attacks first, black-box ones last, each in the cards' order.
         rows: Measure to rows in the jobs' order.
-        tallies: Measure to who wins.
+        wins: Measure to attack's column to the rows in which its mean is the best; only attacks that win any, most
+            first.
     """
 
     columns: tuple[Column, ...]
     rows: Mapping[Measure, tuple[Faced, ...]]
-    tallies: Mapping[Measure, Tally]
+    wins: Mapping[Measure, Mapping[Column, int]]
 
     @property
     def threat_models(self) -> tuple[ThreatModel, ...]:
@@ -119,7 +103,7 @@ def side_by_side(jobs: Sequence[Job], cards: Mapping[str, Card]) -> Threats:
     rows = {
         measure: tuple(_faced(*place, own, columns, measure) for place, own in places.items()) for measure in MEASURES
     }
-    return Threats(columns, rows, {measure: _tally(rows[measure], measure) for measure in MEASURES})
+    return Threats(columns, rows, {measure: _wins(rows[measure], measure) for measure in MEASURES})
 
 
 def column_of(attack: AttackInfo) -> Column:
@@ -157,29 +141,17 @@ def _faced(row: str, point: Value | None, cards: Sequence[Card], columns: Sequen
         for attack in card.attacks:
             single[column_of(attack)].append(getattr(attack.test, measure))
         for model, values in by_model.items():
-            own = [attack for attack in card.attacks if attack.threat_model == model]
+            within = THREAT_MODELS[THREAT_MODELS.index(model) :]
+            own = [attack for attack in card.attacks if attack.threat_model in within]
             values += [strongest(own, measure)] if own else []
     return Faced(
         row,
         point,
         {column: spread(values) for column, values in single.items() if values},
         {model: spread(values) for model, values in by_model.items() if values},
-        spread([strongest(card.attacks, measure) for card in cards]) if cards else None,
     )
 
 
-def _tally(rows: Sequence[Faced], measure: Measure) -> Tally:
-    wins: dict[ThreatModel, Counter[Column]] = {}
-    for faced in rows:
-        for model in faced.by_threat_model:
-            own = {column: value for column, value in faced.attacks.items() if column.threat_model == model}
-            best = closest(own, measure)
-            if best is not None:
-                wins.setdefault(model, Counter())[best] += 1
-    pairs = [
-        tuple(_closeness(faced.by_threat_model[model], measure) for model in ("white-box", "black-box"))
-        for faced in rows
-        if {"white-box", "black-box"} <= set(faced.by_threat_model)
-    ]
-    ordered = {model: dict(wins[model].most_common()) for model in THREAT_MODELS if model in wins}
-    return Tally(ordered, len(pairs), sum(white > black for white, black in pairs))
+def _wins(rows: Sequence[Faced], measure: Measure) -> dict[Column, int]:
+    best = (closest(faced.attacks, measure) for faced in rows)
+    return dict(Counter(column for column in best if column is not None).most_common())
