@@ -196,7 +196,7 @@ class TestValidation:
         spy = Spy(threat_model="black-box")
         spy(target_of(identity_split()), make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
         assert spy.describe()["threat_model"] == "black-box"
-        assert "threat_model" not in Spy().describe(), "the addresses of attacks without one stay as they are"
+        assert Spy().describe()["threat_model"] is None
         with pytest.raises(InputError, match=r"spy\.threat_model.*white-box, gray-box, or none"):
             GrayOnly(threat_model="black-box")
 

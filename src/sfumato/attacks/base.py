@@ -217,10 +217,8 @@ class Attack(ABC):
             raise InputError(f"{self.name}.images", self.images, f"up to {len(knowledge)}, the attacker's images")
 
     def describe(self) -> dict[str, Any]:
-        """Its name and arguments, ready for JSON; a threat model only where it has one of its own."""
-        told = {"attack": self.name, **dataclasses.asdict(self)}
-        # What an attack is addressed by should not change for those that leave it to the evaluation.
-        return {name: value for name, value in told.items() if name != "threat_model" or value is not None}
+        """Its name and arguments, ready for JSON."""
+        return {"attack": self.name, **dataclasses.asdict(self)}
 
     def _validate(self, target: BlackBox, knowledge: Knowledge, victims: Mapping[str, ImageSet]) -> None:
         able = self.threat_models if self.threat_model is None else {self.threat_model}

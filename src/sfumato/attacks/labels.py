@@ -22,6 +22,6 @@ def _label(attack: Attack, twins: Sequence[Attack]) -> str:
     apart = [
         f"{name}={value}"
         for name, value in arguments.items()
-        if any(twin.describe().get(name) != value for twin in twins) and value != getattr(type(attack), name, None)
+        if any(twin.describe()[name] != value for twin in twins) and value != getattr(type(attack), name, None)
     ]
     return f"{attack.name} ({', '.join(apart)})" if apart else attack.name

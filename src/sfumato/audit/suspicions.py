@@ -120,7 +120,7 @@ def _has_more(more: Attack, less: Attack) -> bool:
     if type(more) is not type(less):
         return False
     ours, theirs = more.describe(), less.describe()
-    if any(ours.get(name) != theirs.get(name) for name in ours | theirs if name not in _BUDGET):
+    if any(ours[name] != theirs[name] for name in ours if name not in _BUDGET):
         return False
     pairs = [tuple(math.inf if told[name] is None else told[name] for told in (ours, theirs)) for name in _BUDGET]
     return ours != theirs and all(mine >= other for mine, other in pairs)
