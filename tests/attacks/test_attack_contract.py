@@ -191,6 +191,15 @@ class TestValidation:
     def test_threat_model(self) -> None:
         self.refused("gray-box, white-box", GrayOnly(), make_knowledge(), VICTIMS)
 
+    def test_threat_model_of_its_own(self) -> None:
+        self.refused("one of white-box", Spy(threat_model="white-box"), make_knowledge(), VICTIMS)
+        spy = Spy(threat_model="black-box")
+        spy(target_of(identity_split()), make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
+        assert spy.describe()["threat_model"] == "black-box"
+        assert Spy().describe()["threat_model"] is None
+        with pytest.raises(InputError, match=r"spy\.threat_model.*white-box, gray-box, or none"):
+            GrayOnly(threat_model="black-box")
+
     def test_victims_of_another_shape(self) -> None:
         wrong = {"train": make_images(), "test": make_images(shape=(3, 16, 16))}
         self.refused(r"victims\.test \(image shape\)", Spy(), make_knowledge(), wrong)

@@ -302,6 +302,16 @@ def test_two_attacks_of_one_kind_are_told_apart_and_the_worst_case_is_of_both(tm
     assert card.worst_case.mse <= min(a.test.mse for a in card.attacks) + 1e-9
 
 
+def test_one_audit_faces_a_model_with_attackers_of_every_kind(tmp_path, tiny_settings, runtime):
+    weak = tiny_settings["attacks"][0]
+    attacks = [weak, {**weak, "threat_model": "gray-box"}, {"attack": "rmle", "steps": 4, "threat_model": "white-box"}]
+    change = {"defenses": ["none"], "attacks": attacks, "evaluation": {"victims": 12, "threat_model": "black-box"}}
+    card = audit(load_settings([tiny_settings, change]), root=tmp_path, runtime=runtime)[0]
+    assert [(attack.attack.name, attack.threat_model) for attack in card.attacks] == [
+        ("decoder", "black-box"), ("decoder (threat_model=gray-box)", "gray-box"), ("rmle", "white-box"),
+    ]  # fmt: skip
+
+
 def test_auto_is_what_each_model_calls_for(tmp_path, tiny_settings, runtime, monkeypatch):
     monkeypatch.setitem(auto._SIZES, "quick", auto._Size(steps=4, depth=0, width=4))
     change = {

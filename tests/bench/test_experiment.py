@@ -173,7 +173,8 @@ def test_figures_cannot_be_changed():
 def test_the_papers_tables_and_figures_are_packaged():
     assert packaged_names() == [
         "cem-figure-3", "cem-figure-4a", "cem-figure-4b", "cem-figure-4c", "cem-figure-5", "cem-forms",
-        "cem-table-cifar10", "cem-table-cifar100", "cem-table-facescrub", "cem-table-tinyimagenet", "gated-attention",
+        "cem-table-cifar10", "cem-table-cifar100", "cem-table-facescrub", "cem-table-tinyimagenet", "feature-attacks",
+        "gated-attention",
     ]  # fmt: skip
     assert {name: experiment.name for name, experiment in experiments().items()} == {n: n for n in packaged_names()}
 
@@ -205,7 +206,7 @@ def test_packaged_rows_have_figures_to_compare_with(name):
         without = {"fusion", "noise"} if name == "gated-attention" else set()
         without |= {"No_defense"} if experiment.reference.dataset == "cifar100" else set()
         # Noise alone, which the paper did not run.
-        without |= {"Bottleneck+noise"} if name.startswith("cem-table-") else set()
+        without |= {"Bottleneck+noise"} if name.startswith(("cem-table-", "feature-attacks")) else set()
         assert {row.published or row.label for row in experiment.rows} - without == set(printed)
 
 
@@ -217,7 +218,10 @@ def test_the_paper_size_is_the_papers_protocol(name):
     assert (training.epochs, training.batch_size, training.lr) == (120 if resnet else 240, 128, 0.05)
     assert (training.schedule, training.weight_decay, training.momentum) == ("step", 5e-4, 0.9)
     assert (size.model.backbone, size.model.width) == ("resnet20" if resnet else "vgg11", 1.0)
-    assert size.attacks[0] == {"attack": "decoder", "depth": 8, "width": 64, "epochs": 50, "batch_size": 256}
+    touched = {"threat_model": "black-box"} if name == "feature-attacks" else {}
+    assert size.attacks[0] == touched | {
+        "attack": "decoder", "depth": 8, "width": 64, "epochs": 50, "batch_size": 256,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", packaged_names())
@@ -228,6 +232,9 @@ def test_every_attack_that_the_paper_printed_is_of_the_paper_size(name):
     if name.startswith("cem-table-"):
         assert printed == {attack.name for attack in found} == {"decoder", "gan"}
         assert found[1] == GANAttack(), "whose defaults are the paper's"
+    elif name == "feature-attacks":
+        assert printed < {attack.name for attack in found}
+        assert GANAttack(threat_model="black-box") in found
     else:
         assert {attack.name for attack in found} == {"decoder"}
 

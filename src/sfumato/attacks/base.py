@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from sfumato.attacks.threat import BlackBox, ThreatModel
+from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
 from sfumato.data import ImageSet
 from sfumato.errors import InputError
 from sfumato.metrics import Quality, quality
@@ -110,13 +110,14 @@ class Reconstruction:
 class Attack(ABC):
     """A frozen description; its fields are its arguments. Authors write :meth:`run`, and never see a victim's image.
 
-    What the attacker may spend is the same three arguments for all; the library sees to them.
+    What the attacker may spend and touch is the same four arguments for all; the library sees to them.
 
     Args:
         observations: How often each victim's feature is intercepted, from fresh sendings of the same image. The attack
             gets their mean, and learns from such means.
         images: How many of its own images the attacker has; ``None`` for all that there are.
         queries: How many images it may send through the edge, repetitions included; ``None`` for any number.
+        threat_model: What it may touch, one of ``threat_models``; ``None`` for what the evaluation says.
 
     Attributes:
         name: How it is registered.
@@ -134,11 +135,15 @@ class Attack(ABC):
     observations: int = 1
     images: int | None = None
     queries: int | None = None
+    threat_model: ThreatModel | None = None
 
     def __post_init__(self) -> None:
         self._require(self.observations >= 1, "observations", "1 or more")
         self._require(self.images is None or self.images >= 2, "images", "2 or more, or none for all")
         self._require(self.queries is None or self.queries >= 0, "queries", "0 or more, or none for any number")
+        able = [model for model in THREAT_MODELS if model in self.threat_models]
+        valid = self.threat_model is None or self.threat_model in able
+        self._require(valid, "threat_model", f"{', '.join(able)}, or none for the evaluation's")
 
     @abstractmethod
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
@@ -216,8 +221,9 @@ class Attack(ABC):
         return {"attack": self.name, **dataclasses.asdict(self)}
 
     def _validate(self, target: BlackBox, knowledge: Knowledge, victims: Mapping[str, ImageSet]) -> None:
-        if target.threat_model not in self.threat_models:
-            accepted = f"one of {', '.join(sorted(self.threat_models))}"
+        able = self.threat_models if self.threat_model is None else {self.threat_model}
+        if target.threat_model not in able:
+            accepted = f"one of {', '.join(sorted(able))}"
             raise InputError(f"attack {self.name}: threat model", target.threat_model, accepted)
         self.affordable(knowledge)
         groups = {"knowledge.train": knowledge.train, "knowledge.validation": knowledge.validation}

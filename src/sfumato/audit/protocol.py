@@ -198,7 +198,8 @@ def _attack(
     # Streams of their own: what one attack draws does not change what another meets.
     channel = runtime.generator(settings.seed + 101 + position)
     own = runtime.generator(settings.seed + 50_001 + position)
-    target = make_target(run.split, settings.evaluation.threat_model, generator=channel)
+    touched = attack.threat_model or settings.evaluation.threat_model
+    target = make_target(run.split, touched, generator=channel)
     titled = replace(runtime, progress=Titled(runtime.progress, f"attack {run.label}"))
     made = attack(target, knowledge, victims, generator=own, runtime=titled)
     attacking.keep(made, runtime.folder)

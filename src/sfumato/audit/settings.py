@@ -90,7 +90,7 @@ class Evaluation(_Settings):
     """What the attacker has, and who is judged."""
 
     threat_model: ThreatModel = "white-box"
-    """What the attacker may touch: white-box, gray-box or black-box."""
+    """What the attacker may touch: white-box, gray-box or black-box. An attack's own ``threat_model`` comes first."""
     knowledge: Literal["train", "auxiliary"] = "train"
     """Images the attacker learns from: the model's own training images (the papers' worst case), or the
     auxiliary images that the model never saw.

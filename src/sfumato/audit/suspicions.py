@@ -105,7 +105,8 @@ def _between(attacks: Mapping[str, Reconstruction], specs: Mapping[str, Attack])
             )
     seen = {name: float(attacks[name].quality["test"].ssim.mean()) for name in specs}
     blind = [seen[name] for name, attack in specs.items() if attack.threat_models == frozenset({"white-box"})]
-    learned = [seen[name] for name, attack in specs.items() if "black-box" in attack.threat_models]
+    querying = [name for name, attack in specs.items() if "black-box" in attack.threat_models]
+    learned = [seen[name] for name in querying if specs[name].threat_model != "white-box"]
     if blind and learned and max(learned) - max(blind) > _BEHIND:
         yield (
             "weights-do-not-help",

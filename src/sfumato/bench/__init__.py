@@ -28,16 +28,19 @@ from sfumato.bench.page import Written, as_data, lines_as_rows, render, write_re
 from sfumato.bench.published import PAPERS, Paper, figures
 from sfumato.bench.result import Entropy, Result, Table, evaluate
 from sfumato.bench.runner import cards_folder, check_jobs, read_cards, run_jobs, seconds_left
+from sfumato.bench.threats import Column, Faced, Threats, side_by_side
 
 __all__ = [
     "FIGURES",
     "PAPERS",
     "Average",
     "Change",
+    "Column",
     "Correlation",
     "Curve",
     "Entropy",
     "Experiment",
+    "Faced",
     "Figure",
     "Job",
     "Line",
@@ -50,6 +53,7 @@ __all__ = [
     "Size",
     "Spread",
     "Table",
+    "Threats",
     "Vary",
     "Written",
     "aggregate",
@@ -78,6 +82,7 @@ __all__ = [
     "render",
     "run_jobs",
     "seconds_left",
+    "side_by_side",
     "spread",
     "write_result",
 ]

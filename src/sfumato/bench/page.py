@@ -16,6 +16,7 @@ from sfumato.bench.expansion import point_label
 from sfumato.bench.experiment import Plot
 from sfumato.bench.plots import Dot, Drawing
 from sfumato.bench.result import Result, entropies
+from sfumato.bench.threats import Threats
 from sfumato.storage import write_text
 
 
@@ -55,6 +56,7 @@ def render(result: Result, links: Sequence[tuple[str, str]]) -> str:
     """
     blocks = [
         *sections.head(result),
+        *sections.by_threat_model(result),
         *sections.tables(result),
         *sections.averages(result),
         *sections.matched(result),
@@ -75,6 +77,7 @@ def as_data(result: Result) -> dict[str, Any]:
         "runs": len(result.jobs),
         "missing": [f"{job.label}, seed {job.seed}" for job in result.missing],
         "tables": {table.attack: [dataclasses.asdict(line) for line in table.lines] for table in result.tables},
+        "threats": _threats_as_data(result.threats),
         "matched": [
             {
                 "row": row,
@@ -88,6 +91,24 @@ def as_data(result: Result) -> dict[str, Any]:
         "entropy": dataclasses.asdict(result.entropy) if result.entropy else None,
         "suspicions": dict(result.suspicions),
         "cards": {key: card.fingerprint() for key, card in result.cards.items()},
+    }
+
+
+def _threats_as_data(threats: Threats) -> dict[str, Any]:
+    return {
+        measure: [
+            {
+                "row": faced.row,
+                "point": faced.point,
+                "attacks": [
+                    {**dataclasses.asdict(column), **dataclasses.asdict(value)}
+                    for column, value in faced.attacks.items()
+                ],
+                "strongest": {model: dataclasses.asdict(value) for model, value in faced.by_threat_model.items()},
+            }
+            for faced in rows
+        ]
+        for measure, rows in threats.rows.items()
     }
 
 

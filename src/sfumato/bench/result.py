@@ -20,6 +20,7 @@ from sfumato.bench.aggregate import (
 from sfumato.bench.curves import Correlation, Curve, Matched, match_seeds, rank_correlation
 from sfumato.bench.expansion import Job
 from sfumato.bench.experiment import Experiment, SizeName
+from sfumato.bench.threats import Threats, side_by_side
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Result:
         jobs: All that belong to it.
         cards: Those that are there, by key.
         tables: One for each attack.
+        threats: All attacks side by side, by what they may touch.
         matched: (row, row it is compared with) to the comparison at matched accuracy, where rows are curves.
         entropy: Where the experiment names a figure of theory.
         suspicions: Code to how many cards have it.
@@ -72,6 +74,7 @@ class Result:
     jobs: tuple[Job, ...]
     cards: Mapping[str, Card]
     tables: tuple[Table, ...]
+    threats: Threats
     matched: Mapping[tuple[str, str], Matched]
     entropy: Entropy | None
     suspicions: Mapping[str, int]
@@ -101,6 +104,7 @@ def evaluate(experiment: Experiment, size: SizeName, jobs: Sequence[Job], cards:
         tuple(jobs),
         own,
         tuple(tables),
+        side_by_side(jobs, own),
         _matched(experiment, jobs, own, tables[0].attack) if tables else {},
         _entropy(experiment, jobs, own, tables[0].attack) if tables and experiment.theory else None,
         dict(found.most_common()),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import yaml
 
+from sfumato.attacks import ThreatModel
 from sfumato.bench.aggregate import FIGURES, Change, Figure, Line, Spread
 from sfumato.bench.curves import Correlation, Matched
 from sfumato.bench.expansion import point_label
@@ -15,7 +16,16 @@ from sfumato.bench.experiment import packaged_names
 from sfumato.bench.published import PAPERS
 from sfumato.bench.result import Result, Table
 from sfumato.bench.runner import duration
+from sfumato.bench.threats import MEASURES, Column, Faced, Measure, closest
 from sfumato.report.format import MISSING, call, fixed, listing, percent, plural
+
+_MOST_TABLES = 2
+_FIGURE_OF: dict[Measure, str] = {"ssim": "ssim", "mse": "mse_test"}
+_TOUCHES: dict[ThreatModel, str] = {
+    "white-box": "A white-box attacker has the edge with its weights.",
+    "gray-box": "A gray-box attacker knows how the edge is built, not its weights, and may query it.",
+    "black-box": "A black-box attacker may only query the edge with images of its own.",
+}
 
 
 def head(result: Result) -> Iterator[str]:
@@ -31,10 +41,34 @@ def head(result: Result) -> Iterator[str]:
     yield filled(_state(result))
 
 
+def by_threat_model(result: Result) -> Iterator[str]:
+    """All attacks side by side, where there are several threat models or more than two attacks."""
+    threats = result.threats
+    if not threats.worth_showing:
+        return
+    yield "## By threat model"
+    yield filled(
+        "Each column is one attack: mean ± standard deviation over seeds, in bold the one that comes closest in its "
+        "row. “Strongest” takes for each image whichever attack came closest, of those under a threat model and under "
+        "those that may touch less: who may touch more can do all that others can. "
+        f"{' '.join(_TOUCHES[model] for model in threats.threat_models)}"
+    )
+    for measure in MEASURES:
+        figure = next(figure for figure in FIGURES if figure.key == _FIGURE_OF[measure])
+        yield f"### {figure.title}"
+        header = ["row", *(f"{column.threat_model}: {escaped(column.title)}" for column in threats.columns)]
+        header += [f"strongest {model}" for model in threats.threat_models]
+        yield markdown(header, [_faced_line(result, faced, measure, figure) for faced in threats.rows[measure]])
+        yield filled(_won(figure, threats.wins[measure]))
+
+
 def tables(result: Result) -> Iterator[str]:
-    """One table an attack; the paper's figures beside ours."""
-    for table in result.tables:
+    """One table an attack, of many the first alone; the paper's figures beside ours."""
+    many = len(result.tables) > _MOST_TABLES
+    for table in result.tables[: 1 if many else None]:
         yield f"## Attack: {table.attack}" if len(result.tables) > 1 else "## Figures"
+        if many:
+            yield filled("The first of the attacks in full; the same figures of the others are in the JSON file.")
         yield filled(
             "Mean ± standard deviation over seeds; one seed has no deviation. Arrows point to more privacy. "
             "MSE and SSIM are means over images, on pixels from 0 to 1."
@@ -205,6 +239,22 @@ def _state(result: Result) -> str:
     return f"{text} **Missing: {listing(each)}.**"
 
 
+def _faced_line(result: Result, faced: Faced, measure: Measure, figure: Figure) -> list[str]:
+    threats, best = result.threats, closest(faced.attacks, measure)
+    at = point_label(result.experiment, faced.point)
+    cells = [escaped(f"{faced.row}, {at}" if at else faced.row)]
+    for column in threats.columns:
+        shown = _shown(figure, faced.attacks.get(column))
+        cells.append(f"**{shown}**" if column == best else shown)
+    return cells + [_shown(figure, faced.by_threat_model.get(model)) for model in threats.threat_models]
+
+
+def _won(figure: Figure, wins: Mapping[Column, int]) -> str:
+    rows = sum(wins.values())
+    each = [f"{column.threat_model} {escaped(column.title)} in {count}" for column, count in wins.items()]
+    return f"By {figure.title.split(',')[0]}, of {rows} {plural(rows, 'row')}, closest is {listing(each)}."
+
+
 def _table(result: Result, table: Table) -> str:
     printed = [figure for figure in FIGURES if any(figure.key in line.published for line in table.lines)]
     header = ["row", "seeds"]
@@ -278,7 +328,10 @@ def _name(result: Result, line: Line) -> str:
 
 
 def _figure(figure: Figure, figures: Mapping[str, Spread]) -> str:
-    found = figures.get(figure.key)
+    return _shown(figure, figures.get(figure.key))
+
+
+def _shown(figure: Figure, found: Spread | None) -> str:
     return MISSING if found is None else _spread(found, figure.digits, figure.scale)
 
 
