@@ -126,12 +126,14 @@ class Attack(ABC):
         source: The paper it is from.
         threat_models: Which targets it can work on.
         cost: In words: what it costs the attacker.
+        query_free: Whether it sends nothing through the edge. Others need two images at least.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     threat_models: ClassVar[frozenset[ThreatModel]]
     cost: ClassVar[str]
+    query_free: ClassVar[bool] = False
 
     _: KW_ONLY
     observations: int = 1

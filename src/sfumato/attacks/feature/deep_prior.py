@@ -53,6 +53,7 @@ class DeepPriorAttack(Attack):
     source: ClassVar[str] = "Ulyanov et al. 2018 (deep image prior), after He et al. 2019"
     threat_models: ClassVar[frozenset[ThreatModel]] = frozenset({"white-box"})
     cost: ClassVar[str] = "no queries; steps passes forth and back through a network and the edge an image"
+    query_free: ClassVar[bool] = True
     steps: int = 600
     lr: float = 0.01
     width: int = 32

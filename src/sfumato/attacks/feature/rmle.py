@@ -64,6 +64,7 @@ class RMLEAttack(Attack):
     source: ClassVar[str] = "He et al. 2019, section 4 (white-box)"
     threat_models: ClassVar[frozenset[ThreatModel]] = frozenset({"white-box"})
     cost: ClassVar[str] = "no queries; steps × restarts passes forth and back through the edge an image"
+    query_free: ClassVar[bool] = True
     steps: int = 600
     optimizer: Literal["sgd", "adam", "lbfgs"] = "sgd"
     lr: float | None = None
