@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -231,12 +231,11 @@ def scene_of(target: BlackBox, knowledge: Knowledge, device: torch.device | str 
     """
     x = knowledge.validation.images[:1].to(device) / 255
     least = _LOOKS * target.observations
+    look: Callable[[Tensor], Tensor] = target.query
     if isinstance(target, WhiteBox):
         look = partial(_sent, target)
     elif target.remaining is not None and target.remaining < least:
         raise BudgetError("queries", target.remaining, f"at least {least}, to see whether the channel is random")
-    else:
-        look = target.query
     differs = not torch.equal(look(x), look(x))
     return Scene(target.threat_model, differs, len(knowledge.train), target.image_shape, target.feature_shape)
 
