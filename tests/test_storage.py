@@ -19,7 +19,16 @@ from torch import Tensor
 
 from sfumato import storage
 from sfumato.errors import CorruptFileError, StorageError
-from sfumato.storage import atomic_path, hash_of, load_state, save_state, state_digest, storage_errors, write_text
+from sfumato.storage import (
+    atomic_path,
+    digest_of,
+    hash_of,
+    load_state,
+    save_state,
+    state_digest,
+    storage_errors,
+    write_text,
+)
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
@@ -218,6 +227,23 @@ def test_digest_knows_name_type_shape_and_bytes() -> None:
     pair = {"a": tensor, "b": tensor + 1}
     assert state_digest("t", pair) == state_digest("t", dict(reversed(pair.items())))
     assert state_digest("t", {"a": tensor.view(2, 3).T.contiguous().T}) == state_digest("t", {"a": tensor.view(2, 3)})
+
+
+def test_digest_of_a_state() -> None:
+    state = {"a": (torch.arange(3.0), [1, None]), "b": 0.5}
+    assert digest_of(state) == digest_of({"a": (torch.arange(3.0), [1, None]), "b": 0.5})
+    others = [{**state, "b": 0.25}, {**state, "a": [torch.arange(3.0), [1, None]]}, {**state, "a": torch.arange(3.0)}]
+    assert len({digest_of(other) for other in (state, *others)}) == 4
+    with pytest.raises(TypeError, match="cannot hold"):
+        digest_of({"a": object()})
+
+
+def test_a_lone_element_of_any_stride(tmp_path: Path) -> None:
+    lone = torch.tensor(0.1).expand(1)
+    assert lone.stride() == (0,)
+    assert digest_of(lone) == digest_of(torch.tensor([0.1]))
+    save_state(tmp_path / "s", lone)
+    assert torch.equal(load_state(tmp_path / "s"), lone)
 
 
 def test_hash_of_content() -> None:

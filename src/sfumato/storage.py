@@ -82,8 +82,7 @@ def save_state(path: Path, state: Any) -> str:
         TypeError: The state holds something other than containers, tensors and JSON scalars.
         StorageError: The disk refused.
     """
-    tensors: dict[str, Tensor] = {}
-    tree = json.dumps(_fold(state, "", tensors), separators=(",", ":"))
+    tree, tensors = _folded(state)
     digest = state_digest(tree, tensors)
     # One entry: safetensors writes several in an order that changes from process to process.
     metadata = {_FORMAT: json.dumps({"sha256": digest, "tree": tree})}
@@ -120,13 +119,23 @@ def load_state(path: Path, *, device: str | torch.device = "cpu") -> Any:
     return _unfold(json.loads(tree), {k: v.to(device) for k, v in tensors.items()})
 
 
+def digest_of(state: Any) -> str:
+    """SHA-256 of a state: of names, types, shapes and bytes.
+
+    Raises:
+        TypeError: It holds something other than containers, tensors and JSON scalars.
+    """
+    return state_digest(*_folded(state))
+
+
 def state_digest(tree: str, tensors: dict[str, Tensor]) -> str:
     """SHA-256 over a JSON text and named tensors (names, types, shapes, bytes)."""
     digest = hashlib.sha256(tree.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        flat = tensor.as_strided((tensor.numel(),), (1,))  # a lone element may have any stride, and reshape keeps it
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -151,6 +160,11 @@ def hash_of(description: Any, *, length: int = 16) -> str:
     """Hash of a JSON-able description: the same content gives the same address on any machine."""
     text = json.dumps(description, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def _folded(state: Any) -> tuple[str, dict[str, Tensor]]:
+    tensors: dict[str, Tensor] = {}
+    return json.dumps(_fold(state, "", tensors), separators=(",", ":")), tensors
 
 
 def _fold(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:

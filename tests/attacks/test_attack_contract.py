@@ -88,7 +88,7 @@ class TestContract:
             assert torch.equal(made.quality[group].mse, quality(made.images[group], images.images / 255).mse)
         assert (made.threat_model, made.diverged) == (threat_model, False)
         assert made.queries == target.queries - 12
-        assert (made.queries == 0) == (name in QUERY_FREE)
+        assert (made.queries == 0) == (name in QUERY_FREE) == attack.query_free
         assert made.seconds > 0
         again = attack(
             target_of(make_split(), threat_model), make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from attack_toys import generator, make_images, make_knowledge, make_split, runtime, target_of
+from attack_toys import QUERY_FREE, generator, make_images, make_knowledge, make_split, runtime, target_of
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ from sfumato.attacks import auto as module
 from sfumato.audit import card
 from sfumato.audit.suspicions import Evidence, gradient_through, is_random, levels_of, suspicions
 from sfumato.data import ImageSet
-from sfumato.errors import InputError
+from sfumato.errors import BudgetError, InputError
 from sfumato.metrics import Quality, quality
 from sfumato.models import Feature, SplitModel, Stochastic, initialize, set_generator
 from sfumato.training import Fit
@@ -97,7 +97,84 @@ def test_the_scene_is_found_out_by_queries(defended: bool) -> None:
     target = target_of(make_split(defended), "gray-box")
     scene = scene_of(target, make_knowledge())
     assert scene == Scene("gray-box", defended, 24, target.image_shape, target.feature_shape)
+    assert target.queries == scene.queries == 2
+
+
+@pytest.mark.parametrize("defended", [False, True])
+def test_the_scene_is_free_where_the_device_is_known(defended: bool) -> None:
+    target = target_of(make_split(defended).double(), "white-box").under(queries=0)
+    scene = scene_of(target, make_knowledge())
+    assert (scene.random, scene.queries, target.queries) == (defended, 0, 0)
+
+
+@pytest.mark.parametrize("threat_model", ["gray-box", "black-box"])
+def test_the_scene_costs_too_much(threat_model: Any) -> None:
+    target = target_of(make_split(), threat_model)
+    with pytest.raises(BudgetError, match="queries: got 1; accepted: at least 2, to see whether"):
+        scene_of(target.under(queries=1), make_knowledge())
+    assert target.queries == 0, "nothing is sent for nothing"
+    with pytest.raises(BudgetError, match="at least 6"):
+        scene_of(target.under(queries=5, observations=3), make_knowledge())
+    assert scene_of(target.under(queries=2), make_knowledge()).random
     assert target.queries == 2
+
+
+class TestBudget:
+    def test_members_share_what_the_scene_leaves(self) -> None:
+        black, gray = replace(WHITE, threat_model="black-box"), replace(WHITE, threat_model="gray-box")
+        for scene, queries in ((WHITE, 100), (black, 98), (gray, 98)):
+            free, limited = Auto("thorough").members(scene), Auto("thorough", queries=100).members(scene)
+            assert limited == tuple(replace(member, queries=queries) for member in free)
+
+    @pytest.mark.parametrize(
+        ("queries", "observations"), [(4, {1}), (9, {1}), (10, {1, 4}), (33, {1, 4}), (34, {1, 4, 16})]
+    )
+    def test_what_cannot_be_afforded_is_left_out(self, queries: int, observations: set[int]) -> None:
+        members = Auto("thorough", queries=queries).members(replace(WHITE, threat_model="black-box"))
+        assert {member.observations for member in members} == observations
+
+    @pytest.mark.parametrize("queries", [0, 1])
+    def test_without_any_query_those_remain_that_need_none(self, queries: int) -> None:
+        members = Auto("thorough", queries=queries).members(WHITE)
+        assert {member.name for member in members} == QUERY_FREE
+        assert {member.observations for member in members} == {1, 16}, "victims' sendings are no queries"
+
+    @pytest.mark.parametrize("queries", [0, 1, 2, 3])
+    def test_nothing_is_left(self, queries: int) -> None:
+        with pytest.raises(BudgetError, match=rf"auto\.queries: got {queries}; accepted: at least 4: 2 to see"):
+            Auto("thorough", queries=queries).members(replace(WHITE, threat_model="black-box"))
+
+    def test_describes_itself(self) -> None:
+        assert build({"attack": "auto", "queries": 40}) == Auto(queries=40) == build(Auto(queries=40).describe())
+        with pytest.raises(InputError, match=r"auto\.queries: got -1"):
+            Auto(queries=-1)
+
+    @pytest.mark.parametrize("queries", [None, 34])
+    def test_each_member_is_charged(self, queries: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(module._SIZES, "quick", module._Size(steps=3, depth=0, width=4))
+        victims = {"test": make_images(5, seed=8)}
+        target = target_of(make_split())
+        members = Auto("quick", queries=queries).members(scene_of(target, make_knowledge()))
+        own = [
+            attack(target, make_knowledge(), victims, generator=generator(0), runtime=runtime()).queries
+            for attack in members
+        ]
+        target = target_of(make_split())
+        made = Auto("quick", queries=queries)(
+            target, make_knowledge(), victims, generator=generator(0), runtime=runtime()
+        )
+        assert [result.queries for result in made.values()] == [queries + 2 for queries in own]
+        assert target.queries == 2 + sum(own) + 5 + 16 * 5
+        assert queries is None or max(result.queries for result in made.values()) <= queries
+
+    @pytest.mark.parametrize("queries", [1, 3])
+    def test_too_small_a_budget_is_said_before_anything_is_learned(self, queries: int) -> None:
+        target = target_of(make_split())
+        with pytest.raises(BudgetError, match="queries"):
+            Auto("quick", queries=queries)(
+                target, make_knowledge(), {"test": make_images(2)}, generator=generator(0), runtime=runtime()
+            )
+        assert target.queries == (0 if queries < 2 else 2)
 
 
 def result(ssim: list[float], mse: list[float], shade: float) -> Reconstruction:

@@ -195,8 +195,10 @@ class TestRestarts:
             return (split.edge(images.double()) - z).square().flatten(1).mean(1)
 
         def search(attack: RMLEAttack) -> rmle._Search:
-            matcher = Matcher(make_target(split, "white-box", generator=generator(7)), mine)
-            return rmle._Search(attack, matcher, generator(4), runtime())
+            target = make_target(split, "white-box", generator=generator(7))
+            draws = generator(4)
+            pieces = attack.pieces(target, mine, generator=draws, runtime=runtime())
+            return rmle._Search(attack, Matcher(target, mine), draws, runtime(), pieces)
 
         one = search(attack)  # the same stream of starts, one run at a time
         runs = torch.stack([objective(one(z, 0.0).images) for _ in range(count)])

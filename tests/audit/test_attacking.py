@@ -59,3 +59,12 @@ def test_what_auto_stands_for_is_run_once():
     other = DecoderAttack(width=3)
     assert attacking.expanded([members[1], other, Auto("quick")], scene) == (members[1], other, members[0])
     assert attacking.expanded([Auto("quick"), Auto("standard")], scene)[:2] == members
+
+
+@pytest.mark.parametrize(("threat_model", "cost"), [("white-box", 0), ("gray-box", 2), ("black-box", 2)])
+def test_what_auto_alone_brings_in_is_charged(threat_model, cost):
+    scene = Scene(threat_model, True, 500, (1, 16, 16), (2, 4, 4))
+    first, *others = Auto("quick").members(scene)
+    entries = [DecoderAttack(width=3), first, Auto("quick")]
+    found = attacking.expanded(entries, scene)
+    assert attacking.charges(entries, found, scene) == (0, 0, *[cost] * len(others))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import yaml
 from PIL import Image
 
 from sfumato import metrics
-from sfumato.attacks import DecoderAttack, auto
+from sfumato.attacks import DecoderAttack, RMLEAttack, auto, base
 from sfumato.audit import Card, audit, load_settings, reopen, train_all
 from sfumato.audit.runs import load_data, train_run
 from sfumato.errors import CorruptFileError, InputError, Interrupted
@@ -326,11 +328,61 @@ def test_auto_is_what_each_model_calls_for(tmp_path, tiny_settings, runtime, mon
     assert {attack.kind for attack in noisy.attacks} == {"decoder"}
     once, often = noisy.attacks
     assert (once.observations, often.observations) == (1, 16)
-    assert often.queries == 16 * once.queries
+    assert often.queries - 2 == 16 * (once.queries - 2), "two by which both were chosen"
+    # The same attacks by name have another card, for they owe nothing to a choice.
+    named = [{"attack": attack.kind, **attack.attack.arguments} for attack in noisy.attacks]
+    (same,) = audit(
+        load_settings([tiny_settings, {**change, "defenses": ["noise"], "attacks": named}]),
+        root=tmp_path,
+        runtime=runtime,
+    )
+    assert [attack.queries + 2 for attack in same.attacks] == [once.queries, often.queries]
+    assert [attack.test for attack in same.attacks] == [once.test, often.test]
     assert "not-averaged" not in {doubt.code for doubt in noisy.suspicions}
     assert noisy.worst_case.ssim == pytest.approx(np.maximum(once.test_ssim, often.test_ssim).mean())
     assert not list(tmp_path.rglob("reconstruction.safetensors"))
     assert audit(settings, root=tmp_path, runtime=runtime) == [bare, noisy], "taken from where they are"
+
+
+def test_a_budget_that_auto_cannot_do_with_is_said_before_training(tmp_path, tiny_settings, runtime):
+    change = {"attacks": [{"attack": "auto", "queries": 3}], "evaluation": {"threat_model": "gray-box"}}
+    with pytest.raises(InputError, match=r"auto\.queries: got 3; accepted: at least 4"):
+        audit(load_settings([tiny_settings, change]), root=tmp_path, runtime=runtime)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patience", [19, 31])
+def test_auto_stopped_between_and_inside_members_ends_in_the_same_card(
+    patience, tmp_path, tiny_settings, runtime, monkeypatch
+):
+    """Every call is stopped after so many steps, wherever that is."""
+    monkeypatch.setattr(base, "_BATCH", 5)
+    monkeypatch.setitem(auto._SIZES, "quick", auto._Size(steps=20, depth=0, width=4))
+    monkeypatch.setattr(auto, "RMLEAttack", partial(RMLEAttack, steps=6, stages=2))
+    change = {
+        "training": {"epochs": 1},
+        "defenses": ["noise"],
+        "attacks": [{"attack": "auto", "level": "quick", "queries": 4000}],
+        "evaluation": {"victims": 12, "threat_model": "white-box"},
+    }
+    settings = load_settings([tiny_settings, change])
+    (whole,) = audit(settings, root=tmp_path / "whole", runtime=runtime)
+    assert [attack.kind for attack in whole.attacks] == ["decoder", "rmle", "decoder"]
+    places, kept = set(), 0
+    for _ in range(60):
+        steps = itertools.count(1)
+        asked = replace(runtime, should_stop=lambda steps=steps: next(steps) >= patience)
+        try:
+            (card,) = audit(settings, root=tmp_path / "stopped", runtime=asked)
+            break
+        except Interrupted as stop:
+            places.add(str(stop).split()[1])
+            kept = max(kept, len(list(tmp_path.rglob("victims*.safetensors"))))
+    assert card.fingerprint() == whole.fingerprint()
+    assert len(places) > 1, "inside of trainings, of searches, and after batches of victims"
+    assert kept > 6, "batches of several members"
+    assert not list(tmp_path.rglob("attack-*/**/*.safetensors"))
 
 
 def test_an_audit_goes_on_behind_the_attacks_that_are_done(tmp_path, tiny_settings, runtime, monkeypatch):

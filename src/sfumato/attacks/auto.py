@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,14 +19,17 @@ from sfumato.attacks.feature.generator import GeneratorAttack
 from sfumato.attacks.feature.latent_prior import LatentPriorAttack
 from sfumato.attacks.feature.rmle import RMLEAttack
 from sfumato.attacks.labels import labels
-from sfumato.attacks.threat import BlackBox, ThreatModel
+from sfumato.attacks.threat import BlackBox, ThreatModel, WhiteBox
 from sfumato.data import ImageSet
-from sfumato.errors import InputError, one_of
+from sfumato.errors import BudgetError, InputError, one_of
 from sfumato.metrics import Quality
 from sfumato.training import Runtime, steps_per_epoch
 
 Level = Literal["quick", "standard", "thorough"]
 _BATCH = 128
+_LOOKS = 2
+_LEAST = 2
+"""Images that an attack which learns from pairs cannot do without: one to learn from, one to select on."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Scene:
     images: int
     image_shape: tuple[int, int, int]
     feature_shape: tuple[int, ...]
+
+    @property
+    def queries(self) -> int:
+        """What it costs to find out: an image sent twice. Whoever has the device asks his own copy."""
+        return 0 if self.threat_model == "white-box" else _LOOKS
 
 
 @dataclass(frozen=True)
@@ -87,29 +96,44 @@ class Auto:
     Trained attacks take about 500, 2,000 or 10,000 steps of 128 images; those that no longer improve on the attacker's
     own validation images stop.
 
+    Without the edge's weights, an image is sent twice to find out whether the channel is random. Each member is charged
+    with these queries, as if it had been chosen alone.
+
     Args:
         level: ``quick``, ``standard`` or ``thorough``.
+        queries: How many images each member may send through the edge, those two included; ``None`` for any number.
+            Members that cannot do with so few are left out.
     """
 
     name: ClassVar[str] = "auto"
     source: ClassVar[str] = "after Croce & Hein 2020 (AutoAttack)"
     level: Level = "standard"
+    queries: int | None = None
 
     def __post_init__(self) -> None:
         if self.level not in _SIZES:
             raise InputError(f"{self.name}.level", self.level, one_of(_SIZES, self.level))
+        if self.queries is not None and self.queries < 0:
+            raise InputError(f"{self.name}.queries", self.queries, "0 or more, or none for any number")
 
     def describe(self) -> dict[str, Any]:
-        """Its name and level, ready for JSON."""
-        return {"attack": self.name, "level": self.level}
+        """Its name and arguments, ready for JSON."""
+        return {"attack": self.name, "level": self.level, "queries": self.queries}
 
     def members(self, scene: Scene) -> tuple[Attack, ...]:
         """The attacks, in order.
 
         Raises:
             InputError: None of them can work on such images and features.
+            BudgetError: None of them can do with so few queries.
         """
-        found = tuple(attack for attack in self._sequence(scene) if _is_of_use(attack, scene))
+        of_use = [attack for attack in self._sequence(scene) if _is_of_use(attack, scene)]
+        left = None if self.queries is None else self.queries - scene.queries
+        found = tuple(replace(attack, queries=left) for attack in of_use if left is None or left >= _least(attack))
+        if of_use and not found:
+            least = scene.queries + min(map(_least, of_use))
+            why = f"at least {least}: {scene.queries} to see whether the channel is random, the rest to learn from"
+            raise BudgetError(f"{self.name}.queries", self.queries, why)
         if not found:
             given = f"images {scene.image_shape}, features {scene.feature_shape}"
             raise InputError(f"attack {self.name}", given, "a feature that one of its attacks can invert")
@@ -135,13 +159,16 @@ class Auto:
 
         Raises:
             InputError: No attack can work on such a target, or some images have another shape than its.
+            BudgetError: No attack can do with so few queries.
         """
         runtime = runtime or Runtime()
-        members = self.members(scene_of(target, knowledge, runtime.device))
+        scene = scene_of(target.under(queries=self.queries), knowledge, runtime.device)
+        members = self.members(scene)
         made = {}
         for label, attack in zip(labels(members), members, strict=True):
             place = runtime if runtime.folder is None else runtime.at(runtime.folder / label)
-            made[label] = attack(target, knowledge, victims, generator=generator, runtime=place)
+            result = attack(target, knowledge, victims, generator=generator, runtime=place)
+            made[label] = replace(result, queries=result.queries + scene.queries)
         return made
 
     def _sequence(self, scene: Scene) -> Iterator[Attack]:
@@ -185,10 +212,31 @@ def _is_of_use(attack: Attack, scene: Scene) -> bool:
     return True
 
 
+def _least(attack: Attack) -> int:
+    return 0 if attack.query_free else _LEAST * attack.observations
+
+
+@torch.no_grad()
+def _sent(target: WhiteBox, x: Tensor) -> Tensor:
+    dtype = next((p.dtype for p in target.edge.parameters()), x.dtype)
+    sent: Tensor = target.channel(target.edge(x.to(dtype)))
+    return sent
+
+
 def scene_of(target: BlackBox, knowledge: Knowledge, device: torch.device | str = "cpu") -> Scene:
-    """What an attacker finds out about its target by sending one of its images twice."""
+    """What an attacker finds out about its target by sending one of its images twice, or by its own copy of the device.
+
+    Raises:
+        BudgetError: It may not send as many.
+    """
     x = knowledge.validation.images[:1].to(device) / 255
-    differs = not torch.equal(target.query(x), target.query(x))
+    least = _LOOKS * target.observations
+    look: Callable[[Tensor], Tensor] = target.query
+    if isinstance(target, WhiteBox):
+        look = partial(_sent, target)
+    elif target.remaining is not None and target.remaining < least:
+        raise BudgetError("queries", target.remaining, f"at least {least}, to see whether the channel is random")
+    differs = not torch.equal(look(x), look(x))
     return Scene(target.threat_model, differs, len(knowledge.train), target.image_shape, target.feature_shape)
 
 

@@ -7,15 +7,18 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
+from sfumato.attacks.keeping import Pieces
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
 from sfumato.data import ImageSet
-from sfumato.errors import InputError
+from sfumato.errors import InputError, Interrupted
 from sfumato.metrics import Quality, quality
+from sfumato.storage import hash_of
 from sfumato.training import Runtime
 
 _BATCH = 256
@@ -124,12 +127,14 @@ class Attack(ABC):
         source: The paper it is from.
         threat_models: Which targets it can work on.
         cost: In words: what it costs the attacker.
+        query_free: Whether it sends nothing through the edge. Others need two images at least.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     threat_models: ClassVar[frozenset[ThreatModel]]
     cost: ClassVar[str]
+    query_free: ClassVar[bool] = False
 
     _: KW_ONLY
     observations: int = 1
@@ -168,7 +173,8 @@ class Attack(ABC):
     ) -> Reconstruction:
         """Learn from the target, intercept the victims' features, reconstruct, and judge.
 
-        The victims' images pass through the deployed channel; only their features reach the attack.
+        The victims' images pass through the deployed channel; only their features reach the attack. Reconstructions are
+        kept in the runtime's folder after each batch of victims: the same call, stopped at any moment, goes on there.
 
         Args:
             target: What the threat model exposes.
@@ -181,6 +187,7 @@ class Attack(ABC):
             InputError: The attack cannot work on such a target, some images have another shape than its, or the
                 attacker has not as many.
             BudgetError: The attack cannot do with so few queries.
+            Interrupted: The runtime was asked to stop; what is finished is kept.
         """
         runtime = runtime or Runtime()
         self._validate(target, knowledge, victims)
@@ -190,7 +197,8 @@ class Attack(ABC):
         own = target.under(observations=self.observations, queries=self.queries)
         learned = self.run(own, knowledge.to(runtime.device), generator=generator, runtime=runtime)
         wire = target.under(observations=self.observations)
-        images = {name: self._reconstruct(wire, group.to(runtime.device), learned) for name, group in victims.items()}
+        pieces = self.pieces(target, knowledge, generator=generator, runtime=runtime)
+        images = _reconstruct(wire, victims, learned, pieces, runtime.device)
         # Interception is the victims' doing, not the attacker's.
         queries = target.queries - asked_before - self.observations * sum(map(len, victims.values()))
         seconds = time.perf_counter() - started
@@ -206,6 +214,15 @@ class Attack(ABC):
             learned.figures,
             learned.diverged,
         )
+
+    def pieces(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Pieces:
+        """Keeps what this attack has finished; for a :meth:`run` that does long work other than training."""
+
+        def origin() -> dict[str, Any]:
+            own = [knowledge.train.checksum(), knowledge.validation.checksum()]
+            return {"attack": hash_of(self.describe()), "threat_model": target.threat_model, "knowledge": own}
+
+        return Pieces(origin, target, generator, runtime)
 
     def affordable(self, knowledge: Knowledge) -> None:
         """Say before anything is trained that the attacker has not as many images as it is to use.
@@ -232,18 +249,29 @@ class Attack(ABC):
             if group.image_shape != target.image_shape:
                 raise InputError(f"{name} (image shape)", group.image_shape, str(target.image_shape))
 
-    @staticmethod
-    def _reconstruct(target: BlackBox, group: ImageSet, learned: Learned) -> Tensor:
-        made = []
-        for part in torch.split(group.images, _BATCH):
-            image = learned.invert(target.query(part / 255)).detach().cpu()
-            # An attack that diverged is judged by a black picture, and flagged; NaN would poison every mean.
-            made.append(image.nan_to_num(0.0).clamp(0, 1))
-        return torch.cat(made)
-
     def _require(self, valid: bool, field: str, accepted: str) -> None:
         if not valid:
             raise InputError(f"{self.name}.{field}", getattr(self, field), accepted)
+
+
+def _reconstruct(
+    target: BlackBox, victims: Mapping[str, ImageSet], learned: Learned, pieces: Pieces, device: torch.device
+) -> dict[str, Tensor]:
+    batches = [(name, part) for name, group in victims.items() for part in torch.split(group.images, _BATCH)]
+    made: dict[str, list[Tensor]] = {name: [] for name in victims}
+    figures = {name: float(value) for name, value in learned.figures.items()}
+
+    def pictures(z: Tensor) -> Tensor:
+        # An attack that diverged is judged by a black picture, and flagged; NaN would poison every mean.
+        return learned.invert(z).detach().cpu().nan_to_num(0.0).clamp(0, 1)
+
+    for i, (name, part) in enumerate(batches, 1):
+        # Sent again by a call that goes on: the features tell whether it is the same model and the same victims.
+        z = target.query(part.to(device) / 255)
+        made[name].append(pieces(f"victims{i}", partial(pictures, z), z, figures).cpu())
+        if i < len(batches) and pieces.stop_is_due():
+            raise Interrupted(f"stopped after batch {i} of {len(batches)} of the victims; they are kept")
+    return {name: torch.cat(parts) for name, parts in made.items()}
 
 
 def _drawn(images: ImageSet, count: int, generator: torch.Generator) -> ImageSet:

@@ -26,6 +26,11 @@ def expanded(entries: Sequence[Attack | Auto], scene: Scene) -> tuple[Attack, ..
     return tuple(found)
 
 
+def charges(entries: Sequence[Attack | Auto], found: Sequence[Attack], scene: Scene) -> tuple[int, ...]:
+    """Queries by which each attack was chosen: none, unless it runs because of ``auto`` alone."""
+    return tuple(0 if attack in entries else scene.queries for attack in found)
+
+
 def keep(made: Reconstruction, folder: Path) -> None:
     """Write what an attack made, so that an audit of many attacks goes on behind it.
 

@@ -130,8 +130,11 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
     """
     knowledge = _knowledge(settings, splits)
     scout = make_target(run.split, settings.evaluation.threat_model, generator=runtime.generator(settings.seed + 23))
-    found = attacking.expanded(settings.resolved_attacks(), scene_of(scout, knowledge, runtime.device))
-    name = hash_of([[a.describe() for a in found], settings.evaluation.model_dump(), settings.seed])
+    entries, scene = settings.resolved_attacks(), scene_of(scout, knowledge, runtime.device)
+    found = attacking.expanded(entries, scene)
+    charges = attacking.charges(entries, found, scene)
+    determines = [[a.describe() for a in found], settings.evaluation.model_dump(), settings.seed]
+    name = hash_of([*determines, charges] if any(charges) else determines)
     folder = run.folder / f"attack-{name}"
     known = _known(folder / CARD)
     if known is not None:
@@ -146,7 +149,8 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
     made = {}
     for i, (label, attack) in enumerate(zip(labels(found), found, strict=True)):
         place = runtime.at(folder / f"{i}-{attack.name}")
-        made[label] = _attack(attack, i, run, knowledge, victims, settings, place)
+        result = _attack(attack, i, run, knowledge, victims, settings, place)
+        made[label] = replace(result, queries=result.queries + charges[i])
     card = _card(run, settings, splits, found, made, knowledge, victims, runtime)
     if judge is not None:
         card = add_judgement(card, judge, made, victims["test"])

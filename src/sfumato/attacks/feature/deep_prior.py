@@ -53,6 +53,7 @@ class DeepPriorAttack(Attack):
     source: ClassVar[str] = "Ulyanov et al. 2018 (deep image prior), after He et al. 2019"
     threat_models: ClassVar[frozenset[ThreatModel]] = frozenset({"white-box"})
     cost: ClassVar[str] = "no queries; steps passes forth and back through a network and the edge an image"
+    query_free: ClassVar[bool] = True
     steps: int = 600
     lr: float = 0.01
     width: int = 32
@@ -80,8 +81,10 @@ class DeepPriorAttack(Attack):
         """Try itself on the attacker's own images, to see how many steps are best."""
         assert isinstance(target, WhiteBox)  # checked by __call__
         self.check(target.image_shape, target.feature_shape)
-        search = _Search(self, Matcher(target, knowledge), generator, runtime)
-        steps, figures = search.rehearse()
+        pieces = self.pieces(target, knowledge, generator=generator, runtime=runtime)
+        matcher = Matcher(target, knowledge)
+        search = _Search(self, matcher, generator, runtime)
+        steps, figures = pieces("rehearsal", search.rehearse, matcher.sent)
         diverged = not math.isfinite(figures["objective_after"])
         return Learned(lambda z: search(z, steps)[0].float(), figures, diverged)
 

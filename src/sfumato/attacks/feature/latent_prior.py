@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from sfumato.attacks.base import Attack, Knowledge, Learned
 from sfumato.attacks.feature.fitting import Fitted, Pairs, Recipe, Unsent, answer, on_cpu, train_network
 from sfumato.attacks.feature.latent_search import best_of, feature_gap, minimize, total_variation
+from sfumato.attacks.keeping import Pieces
 from sfumato.attacks.observations import observe
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, GrayBox, ThreatModel, WhiteBox
 from sfumato.data import Batches
@@ -127,7 +128,8 @@ class LatentPriorAttack(Attack):
         scale = _variance(pairs[0])
         doubt = _gap(send, pairs[1], scale) * math.prod(target.image_shape) / math.prod(target.feature_shape)
         doubt /= max(learned[1].after, _LEAST_ERROR)
-        search = _Search(self, generate, _frozen(encoder), send, (scale, doubt), generator, runtime)
+        pieces = self.pieces(target, knowledge, generator=generator, runtime=runtime)
+        search = _Search(self, generate, _frozen(encoder), send, (scale, doubt), generator, runtime, pieces)
         figures = {"mse_before": learned[1].before, "mse_after": learned[1].after, "prior_loss": learned[0].after}
         if len(learned) > 2:
             figures["edge_mse"] = learned[2].after
@@ -163,7 +165,9 @@ class _Search:
         scale_and_doubt: tuple[float, float],
         generator: torch.Generator,
         runtime: Runtime,
+        pieces: Pieces,
     ) -> None:
+        self._pieces = pieces
         self._spec, self._generate, self._encode, self._send = spec, generate, encode, send
         self._scale, self._doubt = scale_and_doubt
         self._generator, self._runtime = generator, runtime
@@ -194,7 +198,9 @@ class _Search:
 
         starts = [guess, *(self._drawn(guess) for _ in range(spec.restarts - 1))]
         search = partial(minimize, objective, steps=spec.steps, step_size=spec.step_size, each_step=self._step)
-        return best_of([search(start) for start in starts])
+        tries = [self._pieces(f"restart{i}", partial(search, start), z, start) for i, start in enumerate(starts)]
+        best, lowest = best_of(tries)
+        return best.contiguous(), lowest  # whatever the layout of a try that was kept
 
     def refined(self, picture: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels that fit the feature better, not far from the prior's picture, and their objective (N,)."""
@@ -229,7 +235,7 @@ class _Search:
     def _step(self) -> None:
         self._runtime.progress.advance()
         if self._runtime.should_stop():
-            raise Interrupted("stopped while searching; what was learned is kept")
+            raise Interrupted("stopped while searching; what is finished is kept")
 
 
 def _frozen(network: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -81,13 +81,13 @@ def watched(runtime: Runtime, title: str, steps: int) -> Iterator[Callable[[], N
     """Show ``steps`` steps; what it gives is to be called after each.
 
     Raises:
-        Interrupted: The runtime was asked to stop; such an attack begins anew.
+        Interrupted: The runtime was asked to stop; what is finished is kept.
     """
 
     def tick() -> None:
         runtime.progress.advance()
         if runtime.should_stop():
-            raise Interrupted(f"stopped: {title}; it begins anew")
+            raise Interrupted(f"stopped: {title}; what is finished of it is kept")
 
     runtime.progress.start(title, steps)
     yield tick

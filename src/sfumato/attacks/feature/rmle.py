@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from sfumato.attacks.base import Attack, Knowledge, Learned
 from sfumato.attacks.feature.matching import Matcher, watched
 from sfumato.attacks.feature.minimize import Minimum, minimize
+from sfumato.attacks.keeping import Pieces
 from sfumato.attacks.threat import BlackBox, ThreatModel, WhiteBox
 from sfumato.training import Runtime
 
@@ -63,6 +64,7 @@ class RMLEAttack(Attack):
     source: ClassVar[str] = "He et al. 2019, section 4 (white-box)"
     threat_models: ClassVar[frozenset[ThreatModel]] = frozenset({"white-box"})
     cost: ClassVar[str] = "no queries; steps × restarts passes forth and back through the edge an image"
+    query_free: ClassVar[bool] = True
     steps: int = 600
     optimizer: Literal["sgd", "adam", "lbfgs"] = "sgd"
     lr: float | None = None
@@ -86,8 +88,10 @@ class RMLEAttack(Attack):
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Try itself on the attacker's own images, selecting the weight of TV where none is given."""
         assert isinstance(target, WhiteBox)  # checked by __call__
-        search = _Search(self, Matcher(target, knowledge), generator, runtime)
-        weight, figures = search.rehearse()
+        pieces = self.pieces(target, knowledge, generator=generator, runtime=runtime)
+        matcher = Matcher(target, knowledge)
+        search = _Search(self, matcher, generator, runtime, pieces)
+        weight, figures = pieces("rehearsal", search.rehearse, matcher.sent)
         return Learned(
             lambda z: search(z, weight).images.float(), figures, not math.isfinite(figures["objective_after"])
         )
@@ -107,17 +111,20 @@ def total_variation(x: Tensor) -> Tensor:
 class _Search:
     """One attack on one target."""
 
-    def __init__(self, attack: RMLEAttack, matcher: Matcher, generator: torch.Generator, runtime: Runtime) -> None:
+    def __init__(
+        self, attack: RMLEAttack, matcher: Matcher, generator: torch.Generator, runtime: Runtime, pieces: Pieces
+    ) -> None:
         self._attack, self._matcher, self._generator, self._runtime = attack, matcher, generator, runtime
+        self._pieces = pieces
 
     def __call__(self, z: Tensor, tv: Tensor | float) -> Minimum:
         """Images for features z (N, ...) under weights of TV, (N,) or one for all."""
         z = self._matcher.take(z)
         weights = torch.as_tensor(tv, dtype=z.dtype, device=z.device).expand(len(z))
         with watched(self._runtime, f"attack: {self._attack.name}", self._attack.steps * self._attack.restarts) as tick:
-            best = self._once(z, weights, self._attack.start, tick)
-            for _ in range(1, self._attack.restarts):
-                other = self._once(z, weights, "noise", tick)
+            best = self._restart(0, z, weights, tick)
+            for number in range(1, self._attack.restarts):
+                other = self._restart(number, z, weights, tick)
                 better = other.values < best.values
                 best = Minimum(
                     torch.where(better.view(-1, 1, 1, 1), other.images, best.images),
@@ -150,6 +157,14 @@ class _Search:
             "mse_before": float((start.detach() - x).square().mean()),
             "mse_after": float(errors[chosen]),
         }
+
+    def _restart(self, number: int, z: Tensor, weights: Tensor, tick: Callable[[], None]) -> Minimum:
+        def run() -> tuple[Tensor, ...]:
+            found = self._once(z, weights, "noise" if number else self._attack.start, tick)
+            return found.images, found.values, found.steps
+
+        last = number == self._attack.restarts - 1  # kept with all that it is a part of
+        return Minimum(*(run() if last else self._pieces(f"restart{number}", run, z, weights)))
 
     def _once(self, z: Tensor, weights: Tensor, start: str, tick: Callable[[], None]) -> Minimum:
         attack = self._attack
