@@ -12,7 +12,7 @@ from sfumato import models
 from sfumato.defenses import Bottleneck
 from sfumato.errors import InputError
 from sfumato.models import Normalize, initialize
-from sfumato.models.inverse import Branches, Inverse, Reshape, assumed_edge, undo
+from sfumato.models.inverse import Branches, Inverse, Reshape, assumed_edge, is_linear, undo
 
 NETWORKS = {"vgg11": (3, 32, 32), "resnet20": (3, 32, 32), "cnn": (3, 32, 32), "resnet18": (1, 33, 29)}
 
@@ -229,3 +229,22 @@ def test_can_learn_to_undo_an_edge_that_loses_nothing() -> None:
         adam.step()
     assert float(loss.detach()) < 0.01 * float(x.var())
     assert initialize(inverse, generator(1)) is inverse
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (32,)])
+def test_the_scale_of_the_feature_is_nothing_to_it(shape: tuple[int, ...]) -> None:
+    edge = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Unflatten(1, shape))
+    inverse = Inverse(edge, (1, 8, 8), generator=generator())
+    z = torch.randn(16, *shape, generator=generator(1))
+    torch.testing.assert_close(inverse(z), inverse(1000 * z + 30), rtol=0, atol=1e-3)
+
+
+def test_is_linear() -> None:
+    flat = [nn.Flatten(), nn.Linear(64, 6)]
+    for edge, linear in (
+        (nn.Sequential(*flat), True),
+        (nn.Sequential(*flat, nn.Linear(6, 3), nn.Dropout(0.5)), True),
+        (nn.Sequential(*flat, nn.ReLU(), nn.Linear(6, 3)), False),
+        (nn.Sequential(*flat, nn.Sigmoid()), True),  # what has been applied to the feature is not undone
+    ):
+        assert is_linear(Inverse(edge, (1, 8, 8), generator=generator())) == linear

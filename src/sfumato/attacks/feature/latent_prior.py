@@ -65,6 +65,7 @@ class LatentPriorAttack(Attack):
         refine_step_size: Initial rate of Adam on the pixels.
         tv: Of the mean squared difference of neighboring pixels.
         pull: Of the mean squared distance to the prior's picture.
+        beta2: Adam's memory for squared gradients, for each network; see the decoder attack.
     """
 
     name: ClassVar[str] = "latent_prior"
@@ -86,6 +87,7 @@ class LatentPriorAttack(Attack):
     refine_step_size: float = 0.01
     tv: float = 0.3
     pull: float = 0.3
+    beta2: float = 0.999
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,6 +99,7 @@ class LatentPriorAttack(Attack):
             self._require(0 < getattr(self, name) < float("inf"), name, "a rate above 0")
         for name in ("divergence_weight", "prior_weight", "tv", "pull"):
             self._require(0 <= getattr(self, name) < float("inf"), name, "0 or more")
+        self._require(0 <= self.beta2 < 1, "beta2", "from 0 to below 1")
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
 
     def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
@@ -142,7 +145,7 @@ class LatentPriorAttack(Attack):
     def _learn(self, part: str, network: nn.Module, loss: Any, pairs: tuple[Pairs, Pairs], **given: Any) -> Fitted:
         runtime: Runtime = given.pop("runtime")
         place = runtime if runtime.folder is None else runtime.at(runtime.folder / part)
-        recipe = Recipe(self.epochs, self.batch_size, self.lr)
+        recipe = Recipe(self.epochs, self.batch_size, self.lr, beta2=self.beta2)
         return train_network(network, loss, pairs, recipe, title=f"attack: {self.name}, {part}", runtime=place, **given)
 
     def _surrogate(self, target: BlackBox, generator: torch.Generator) -> nn.Module:
