@@ -253,7 +253,9 @@ def _resized(have: _Shape, wanted: _Shape) -> list[nn.Module]:
 
 def _standardized(shape: _Shape) -> list[nn.Module]:
     """Batch norm for what is a vector or a map."""
-    return {1: [Standardize(shape[0])], 3: [nn.BatchNorm2d(shape[0])]}.get(len(shape), [])
+    if len(shape) == 1:
+        return [Standardize(shape[0])]
+    return [nn.BatchNorm2d(shape[0])] if len(shape) == 3 else []
 
 
 def _pair(values: Iterable[int]) -> tuple[int, int]:
