@@ -126,6 +126,7 @@ def test_equals_training_by_hand(tmp_path: Path) -> None:
         {"lr": 0.001},
         {"batch_size": 12},
         {"weight_decay": 0.3},
+        {"beta2": 0.9},
         {"architecture": "unet"},
         {"architecture": "transformer"},
     ],
@@ -148,6 +149,7 @@ def test_size_of_the_published_decoder() -> None:
         *(("lr", 0.0), ("lr", float("inf")), ("lr", float("nan"))),
         *(("weight_decay", -1.0), ("weight_decay", float("inf"))),
         *(("architecture", "mirror"), ("architecture", "")),
+        *(("beta2", -0.1), ("beta2", 1.0), ("beta2", float("nan"))),
     ],
 )
 def test_arguments_are_validated(field: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from attack_toys import generator, identity_split, make_images, make_knowledge, 
 from torch import Tensor, nn
 
 from sfumato.attacks import THREAT_MODELS, Knowledge, LatentPriorAttack, Learned, Reconstruction, ThreatModel, WhiteBox
-from sfumato.attacks.feature.latent_prior import _Search, _sent
+from sfumato.attacks.feature.latent_prior import _Search, _sent, least_squares_share
 from sfumato.attacks.feature.latent_search import feature_gap
 from sfumato.data import load
 from sfumato.defenses.dropout import FeatureDropout
@@ -145,7 +145,9 @@ def test_only_a_white_box_uses_the_weights() -> None:
 
         made = attack(threat_model=threat_model, progress=Bar())  # type: ignore[arg-type]
         names = [title.removeprefix("attack: latent_prior, ") for title in titles]
-        assert names == [*["prior", "encoder", "edge"][:parts], "search"]
+        # On its own images first; then on the victims, where that deserves any trust.
+        searches = 2 if made.figures["trust"] > 0 else 1
+        assert names == [*["prior", "encoder", "edge"][:parts], *["search"] * searches]
         assert ("edge_mse" in made.figures) == (parts == 3)
         # Each part that needs queries: before, after each epoch, at the end; the features' scale and the doubt once.
         assert made.queries == (parts - 1) * (9 * 4 + 2 * 24) + 24 + 9
@@ -169,6 +171,7 @@ def test_victims_do_not_bear_on_each_other() -> None:
         *({"latent_channels": 3}, {"halvings": 1}, {"width": 5}, {"divergence_weight": 0.5}, {"epochs": 1}),
         *({"lr": 0.003}, {"batch_size": 12}, {"restarts": 3}, {"steps": 9}, {"step_size": 0.02}),
         *({"prior_weight": 3.0}, {"refine_steps": 0}, {"refine_step_size": 0.1}, {"tv": 5.0}, {"pull": 50.0}),
+        {"beta2": 0.9},
     ],
     ids=str,
 )
@@ -187,7 +190,7 @@ def test_every_option_tells(change: dict[str, Any]) -> None:
         *((name, -1) for name in ("halvings", "steps", "refine_steps")),
         *((name, value) for name in ("lr", "step_size", "refine_step_size") for value in (0.0, float("nan"))),
         *((name, -1.0) for name in ("divergence_weight", "prior_weight", "tv", "pull")),
-        *(("tv", float("inf")), ("batch_size", 1), ("images", 1)),
+        *(("beta2", -0.1), ("beta2", 1.0), ("tv", float("inf")), ("batch_size", 1), ("images", 1)),
     ],
 )
 def test_arguments_are_validated(field: str, value: Any) -> None:
@@ -263,3 +266,40 @@ def test_a_gray_box_teaches_the_deployed_edge() -> None:
     """Dropout inside the edge is off where it is deployed, and so in what imitates it."""
     edge = SMALL._surrogate(target_of(make_split(defended=False), "gray-box"), generator(0))
     assert [layer.p for layer in edge.modules() if isinstance(layer, Dropout)] == [0.0]
+
+
+def test_trust_is_the_share_of_least_squared_error() -> None:
+    x, start, end = (torch.rand(5, 1, 4, 4, generator=generator(seed)) for seed in (1, 2, 3))
+    shares = torch.linspace(0, 1, 1001)
+    errors = torch.stack([(start.lerp(end, float(share)) - x).square().mean() for share in shares])
+    assert 0 < float(shares[errors.argmin()]) < 1
+    assert least_squares_share(x, start, end) == pytest.approx(float(shares[errors.argmin()]), abs=1e-3)
+    assert least_squares_share(end, start, end) == pytest.approx(1)
+    assert least_squares_share(2 * end - start, start, end) == 1, "no further"
+    assert least_squares_share(2 * start - end, start, end) == 0, "not backwards"
+    assert least_squares_share(x, start, start) == 0
+    assert least_squares_share(x, start, end * torch.nan) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("threat_model", ["gray-box", "black-box"])
+def test_an_edge_that_was_taught_leads_no_further_astray_than_the_encoder(threat_model: ThreatModel, seed: int) -> None:
+    data = load("digits", seed=seed, image_size=16, auxiliary=0.3)
+    assert data.auxiliary is not None
+    spec = LatentPriorAttack(latent_channels=4, width=8, epochs=6, lr=0.01, batch_size=32, restarts=1, steps=40)
+    target = target_of(make_split(defended=False), threat_model)
+    mine = Knowledge(data.auxiliary, data.validation, "auxiliary")
+    search = (
+        dataclasses.replace(spec, refine_steps=40)
+        .run(target, mine, generator=generator(seed), runtime=runtime())
+        .invert
+    )
+    assert isinstance(search, _Search)
+    x = data.test.images[:200] / 255
+    z = target.query(x)
+    alone, found, whole = (
+        float((made - x).square().mean()) for made in (search._guess(z)[1], search.found(z), search(z))
+    )
+    assert found > 1.01 * alone, "such an edge deserves little trust"
+    assert whole < 1.005 * alone

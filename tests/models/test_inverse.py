@@ -12,7 +12,7 @@ from sfumato import models
 from sfumato.defenses import Bottleneck
 from sfumato.errors import InputError
 from sfumato.models import Normalize, initialize
-from sfumato.models.inverse import Branches, Inverse, Reshape, assumed_edge, undo
+from sfumato.models.inverse import Branches, Inverse, Reshape, assumed_edge, is_linear, undo
 
 NETWORKS = {"vgg11": (3, 32, 32), "resnet20": (3, 32, 32), "cnn": (3, 32, 32), "resnet18": (1, 33, 29)}
 
@@ -89,7 +89,7 @@ def test_reads_no_weight() -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert all(p.requires_grad for p in made[0].parameters())
     other = Inverse(split.edge, (3, 32, 32), generator=generator(6)).state_dict()
-    assert not torch.equal(ours["2.0.1.weight"], other["2.0.1.weight"])
+    assert not torch.equal(ours["3.0.1.weight"], other["3.0.1.weight"])
 
 
 def test_the_edge_and_the_global_generator_are_left_alone() -> None:
@@ -157,7 +157,8 @@ def test_an_unknown_layer_with_weights_becomes_a_layer_with_weights() -> None:
 def test_the_inverse_of_a_linear_edge_is_linear_but_for_the_last_sigmoid() -> None:
     edge = nn.Sequential(nn.Flatten(), nn.Linear(48, 12), nn.Unflatten(1, (3, 2, 2)))
     inverse = Inverse(edge, (3, 4, 4), generator=generator())
-    assert [type(layer) for layer in inverse] == [Reshape, nn.Linear, Reshape, nn.Sigmoid]
+    assert [type(layer) for layer in inverse] == [nn.BatchNorm2d, Reshape, nn.Linear, Reshape, nn.Sigmoid]
+    inverse.eval()
     a, b = torch.randn(2, 1, 3, 2, 2, generator=generator())
     middle, ends = inverse((a + b) / 2), (inverse(a), inverse(b))
     torch.testing.assert_close(middle.logit(), (ends[0].logit() + ends[1].logit()) / 2, rtol=1e-4, atol=1e-5)
@@ -167,14 +168,14 @@ def test_activations_between_layers_stay() -> None:
     """Without normalization too, and only what stands in front of everything goes."""
     edge = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 5, 3, padding=1), nn.ReLU())
     kinds = [type(layer) for layer in Inverse(edge, (3, 8, 8), generator=generator())]
-    assert kinds == [nn.ConvTranspose2d, nn.Tanh, nn.ConvTranspose2d, nn.Sigmoid]
+    assert kinds == [nn.BatchNorm2d, nn.ConvTranspose2d, nn.Tanh, nn.ConvTranspose2d, nn.Sigmoid]
 
 
 def test_a_bottleneck_is_mirrored_too() -> None:
     split = models.split(network("vgg11"), "conv2", image_shape=(3, 32, 32))
     narrow = Bottleneck(4).bind(split, generator=generator()).defend(split)
     inverse = Inverse(narrow.edge, (3, 32, 32), generator=generator())
-    first = inverse[0]
+    first = inverse[1]  # behind the normalization
     assert isinstance(first, nn.ConvTranspose2d)
     assert (first.in_channels, first.out_channels) == (4, 13)
 
@@ -229,3 +230,22 @@ def test_can_learn_to_undo_an_edge_that_loses_nothing() -> None:
         adam.step()
     assert float(loss.detach()) < 0.01 * float(x.var())
     assert initialize(inverse, generator(1)) is inverse
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (32,)])
+def test_the_scale_of_the_feature_is_nothing_to_it(shape: tuple[int, ...]) -> None:
+    edge = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Unflatten(1, shape))
+    inverse = Inverse(edge, (1, 8, 8), generator=generator())
+    z = torch.randn(16, *shape, generator=generator(1))
+    torch.testing.assert_close(inverse(z), inverse(1000 * z + 30), rtol=0, atol=1e-3)
+
+
+def test_is_linear() -> None:
+    flat = [nn.Flatten(), nn.Linear(64, 6)]
+    for edge, linear in (
+        (nn.Sequential(*flat), True),
+        (nn.Sequential(*flat, nn.Linear(6, 3), nn.Dropout(0.5)), True),
+        (nn.Sequential(*flat, nn.ReLU(), nn.Linear(6, 3)), False),
+        (nn.Sequential(*flat, nn.Sigmoid()), True),  # what has been applied to the feature is not undone
+    ):
+        assert is_linear(Inverse(edge, (1, 8, 8), generator=generator())) == linear

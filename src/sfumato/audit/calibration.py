@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from sfumato.attacks import Attack, BlackBox, DecoderAttack, Knowledge
+from sfumato.attacks import Attack, BlackBox, DecoderAttack, GrayBox, Knowledge, ThreatModel, WhiteBox
 from sfumato.data import ImageSet, Splits
 from sfumato.defenses.noise import AdditiveNoise
-from sfumato.errors import InputError
+from sfumato.errors import InputError, one_of
 from sfumato.information import Bed, Estimate, Figures
 from sfumato.models import Feature, SplitModel, set_generator
 from sfumato.models.layers import spare_global_generator
@@ -163,6 +163,7 @@ def measure(
     *,
     attack: Attack | None = CALIBRATION_ATTACK,
     sizes: Sizes | None = None,
+    threat_model: ThreatModel = "black-box",
     seed: int = 0,
     runtime: Runtime | None = None,
 ) -> Calibration:
@@ -171,16 +172,19 @@ def measure(
     Args:
         name: Of the bed.
         bed: Rounding to 8 bits is added to it.
-        attack: Trained on the bed's images, under the black-box threat model; ``None`` trains none.
+        attack: Trained on the bed's images; ``None`` trains none.
         sizes: How many images.
+        threat_model: What the attack may use.
         seed: Of everything drawn.
         runtime: Device, progress.
 
     Raises:
-        InputError: The bed's images would be clipped, or its features cannot be attacked.
+        InputError: The bed's images would be clipped, its features cannot be attacked, or no such threat model.
         Interrupted: Asked to stop.
     """
     sizes, runtime = sizes or Sizes(), runtime or Runtime()
+    if threat_model not in _WITNESSES:
+        raise InputError("threat_model", threat_model, one_of(_WITNESSES, threat_model))
     seen = rounded(bed)
     drawn = torch.Generator().manual_seed(seed)
     figures = seen.figures(generator=drawn, samples=sizes.samples)
@@ -192,7 +196,7 @@ def measure(
             z = split.send(splits.test.images.to(runtime.device) / 255).cpu()
         return Calibration(name, figures, _mean(_errors(seen.reconstruct(z), splits.test)))
     attack.check(split.image_shape, split.feature.shape)
-    target = _Witness(split, generator=runtime.generator(seed + 1), most=len(splits.test))
+    target = _WITNESSES[threat_model](split, generator=runtime.generator(seed + 1), most=len(splits.test))
     made = attack(
         target,
         Knowledge(splits.train, splits.validation, "auxiliary"),
@@ -208,7 +212,7 @@ def measure(
 
 
 class _Witness(BlackBox):
-    """A black box that remembers what it sent last: the best reconstruction is judged on the same features."""
+    """A target that remembers what it sent last: the best reconstruction is judged on the same features."""
 
     def __init__(self, split: SplitModel, *, generator: torch.Generator, most: int) -> None:
         super().__init__(split, generator=generator)
@@ -223,6 +227,17 @@ class _Witness(BlackBox):
 
     def last(self) -> Tensor:
         return torch.cat(list(self._sent))[-self._most :].cpu()
+
+
+class _GrayWitness(_Witness, GrayBox):
+    pass
+
+
+class _WhiteWitness(_Witness, WhiteBox):
+    pass
+
+
+_WITNESSES: dict[str, type[_Witness]] = {kind.threat_model: kind for kind in (_Witness, _GrayWitness, _WhiteWitness)}
 
 
 def _linear(weight: Tensor) -> nn.Linear:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import InputError
 from sfumato.models.decoder import doublings
+from sfumato.models.decoders import Standardize
 from sfumato.models.layers import Dropout, Normalize, Stochastic, initialize, spare_global_generator
 from sfumato.models.resnet import BasicBlock
 from sfumato.models.split import output_shape
@@ -37,7 +38,9 @@ class Inverse(nn.Sequential):
     convolution of its stride with batch norm and ReLU before it, a linear layer by a linear layer, a residual block by
     a residual block. Normalizations and activations stay, in the edge's order. A layer of another kind becomes a
     convolution of 3×3 (or a linear layer) with batch norm and ReLU between the two shapes. The last layer is a sigmoid;
-    there is no activation in front of the first, as the edge's has been applied to the feature already.
+    there is no activation in front of the first, as the edge's has been applied to the feature already. Where the edge
+    does not end with a normalization, the feature is standardized first (batch norm): its scale is the edge's choice,
+    and tells nothing of how long a step should be.
 
     Only the edge's structure is read, never its weights.
 
@@ -52,6 +55,7 @@ class Inverse(nn.Sequential):
             layers = _tidied(undo(edge, tuple(image_shape)))
             first = next((i for i, layer in enumerate(layers) if not isinstance(layer, _BETWEEN)), 0)
             head = [layer for layer in layers[:first] if not isinstance(layer, _ACTIVATIONS)]
+            head = head or _standardized(output_shape(edge, image_shape))
             super().__init__(*head, *layers[first:], nn.Sigmoid())
         # Copied layers come as the edge has them: perhaps frozen, on another device, in another precision.
         self.to("cpu", torch.float32).requires_grad_(True).train()
@@ -94,6 +98,11 @@ def assumed_edge(feature_shape: _Shape, image_shape: tuple[int, int, int], *, wi
             flat = math.prod(output_shape(nn.Sequential(*layers), image_shape))
             layers += [nn.Flatten(), nn.Linear(flat, math.prod(feature_shape)), nn.Unflatten(1, feature_shape)]
     return nn.Sequential(*layers)
+
+
+def is_linear(inverse: Inverse) -> bool:
+    """Whether there is no activation in an inverse but the sigmoid at its end."""
+    return sum(isinstance(layer, _ACTIVATIONS) for layer in inverse.modules()) == 1
 
 
 @singledispatch
@@ -240,6 +249,13 @@ def _to_channels(channels: int, out: int, kernel: tuple[int, ...]) -> nn.Module:
 
 def _resized(have: _Shape, wanted: _Shape) -> list[nn.Module]:
     return [] if have[1:] == wanted[1:] else [nn.Upsample(wanted[1:], mode="bilinear")]
+
+
+def _standardized(shape: _Shape) -> list[nn.Module]:
+    """Batch norm for what is a vector or a map."""
+    if len(shape) == 1:
+        return [Standardize(shape[0])]
+    return [nn.BatchNorm2d(shape[0])] if len(shape) == 3 else []
 
 
 def _pair(values: Iterable[int]) -> tuple[int, int]:

@@ -15,8 +15,6 @@ from sfumato.errors import one_of
 from sfumato.models import DECODERS, Architecture, check_decodable, least_width, make_decoder
 from sfumato.training import Runtime
 
-_BATCH = 512
-
 
 @dataclass(frozen=True)
 class DecoderAttack(Attack):
@@ -38,6 +36,8 @@ class DecoderAttack(Attack):
         architecture: ``residual``, the paper's; ``unet``, which works at the image's own size; or ``transformer``,
             which lets all places of the feature look at each other.
         patience: Stop after so many epochs without a better one; ``None`` goes on to the end.
+        beta2: Adam's memory for squared gradients. PyTorch's 0.999 remembers the large ones of the start for a thousand
+            steps, in which it learns slowly; of a training of some hundred steps 0.98 makes more.
     """
 
     name: ClassVar[str] = "decoder"
@@ -52,6 +52,7 @@ class DecoderAttack(Attack):
     weight_decay: float = 1e-4
     architecture: Architecture = "residual"
     patience: int | None = None
+    beta2: float = 0.999
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +61,7 @@ class DecoderAttack(Attack):
         self._require(0 < self.lr < float("inf"), "lr", "a learning rate above 0")
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
         self._require(0 <= self.weight_decay < float("inf"), "weight_decay", "0 or more")
+        self._require(0 <= self.beta2 < 1, "beta2", "from 0 to below 1")
         self._require(self.patience is None or self.patience >= 1, "patience", "1 or more, or none")
         self._require(self.architecture in DECODERS, "architecture", one_of(DECODERS, self.architecture))
         least = least_width(self.architecture)
@@ -80,7 +82,14 @@ class DecoderAttack(Attack):
             width=self.width,
             generator=on_cpu(generator),
         )
-        recipe = Recipe(self.epochs, self.batch_size, self.lr, weight_decay=self.weight_decay, stop_after=self.patience)
+        recipe = Recipe(
+            self.epochs,
+            self.batch_size,
+            self.lr,
+            beta2=self.beta2,
+            weight_decay=self.weight_decay,
+            stop_after=self.patience,
+        )
         fitted = train_network(
             decoder,
             squared_error,

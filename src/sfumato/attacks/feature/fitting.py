@@ -65,6 +65,7 @@ class Recipe:
         batch_size: Images a step.
         lr: Initial learning rate.
         beta1: Momentum of Adam.
+        beta2: Memory of Adam for squared gradients.
         patience: Epochs without a better validation error after which the rate is multiplied by ``factor``; ``None``
             for cosine decay to a hundredth.
         factor: See ``patience``.
@@ -76,6 +77,7 @@ class Recipe:
     batch_size: int
     lr: float
     beta1: float = 0.9
+    beta2: float = 0.999
     patience: int | None = None
     factor: float = 0.5
     weight_decay: float = 0.0
@@ -159,7 +161,7 @@ class NetworkJob:
         self._own, self._validation = pairs
         network = network.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         learning = [p for p in network.parameters() if p.requires_grad]
-        betas = (recipe.beta1, 0.999)
+        betas = (recipe.beta1, recipe.beta2)
         optimizer = torch.optim.Adam(learning, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay)
         self.network, self.module = network, runtime.fabric.setup_module(network)
         self._optimizer: Any = runtime.fabric.setup_optimizers(optimizer)

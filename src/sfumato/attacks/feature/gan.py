@@ -48,6 +48,7 @@ class GANAttack(Attack):
             does not.
         pretrain_epochs: How long, where it does.
         pretrain_lr: Learning rate meanwhile, with cosine decay to a hundredth.
+        pretrain_beta2: Adam's memory for squared gradients meanwhile; see the decoder attack.
         architecture: The generator's: ``residual``, ``unet`` or ``transformer``.
     """
 
@@ -68,6 +69,7 @@ class GANAttack(Attack):
     start: Start = "decoder"
     pretrain_epochs: int = 50
     pretrain_lr: float = 1e-3
+    pretrain_beta2: float = 0.999
     architecture: Architecture = "residual"
 
     def __post_init__(self) -> None:
@@ -79,6 +81,7 @@ class GANAttack(Attack):
             self._require(0 <= getattr(self, name) < float("inf"), name, "a weight of 0 or more")
         for name in ("lr", "critic_lr", "pretrain_lr"):
             self._require(0 < getattr(self, name) < float("inf"), name, "a learning rate above 0")
+        self._require(0 <= self.pretrain_beta2 < 1, "pretrain_beta2", "from 0 to below 1")
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
         self._require(self.start in get_args(Start), "start", one_of(get_args(Start), self.start))
         self._require(self.architecture in DECODERS, "architecture", one_of(DECODERS, self.architecture))
@@ -101,7 +104,13 @@ class GANAttack(Attack):
             width=self.width,
             generator=on_cpu(generator),
         )
-        recipe = Recipe(max(1, ahead), self.batch_size, self.pretrain_lr, weight_decay=DecoderAttack.weight_decay)
+        recipe = Recipe(
+            max(1, ahead),
+            self.batch_size,
+            self.pretrain_lr,
+            beta2=self.pretrain_beta2,
+            weight_decay=DecoderAttack.weight_decay,
+        )
         inner = NetworkJob(
             decoder,
             squared_error,

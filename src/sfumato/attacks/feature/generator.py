@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
 
 from sfumato.attacks.base import Attack, Knowledge, Learned
 from sfumato.attacks.feature.fitting import Recipe, on_cpu, squared_error, train_network
 from sfumato.attacks.observations import observe
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, GrayBox, ThreatModel
 from sfumato.errors import InputError
-from sfumato.models.inverse import Inverse, assumed_edge
+from sfumato.models.inverse import Inverse, assumed_edge, is_linear
 from sfumato.training import Runtime
 
 
@@ -23,17 +22,20 @@ class GeneratorAttack(Attack):
 
     Who knows the edge's architecture mirrors it layer by layer; its weights are not used. Who does not assumes one from
     the shapes of image and feature (:func:`~sfumato.models.inverse.assumed_edge`) and mirrors that: then it needs
-    queries alone. The epoch with the best MSE on the attacker's own validation images is kept; where that has not
-    improved for ``patience`` epochs, the rate is halved.
+    queries alone. A linear edge is not worth mirroring: what comes out is as linear, and so knows nothing of images but
+    their mean and covariance. The epoch with the best MSE on the attacker's own validation images is kept; where that
+    has not improved for ``patience`` epochs, the rate is halved. Halving seldom gets the rate low enough for the last
+    per cent where epochs are few; cosine decay, which ``patience=None`` stands for, always does.
 
     Args:
         structure: ``mirror`` the true edge, ``guess`` one from the shapes alone, or ``auto``: mirror where the threat
-            model allows it.
+            model allows it and the edge is not linear (or too large to be guessed).
         width: Channels of a guessed edge's first block.
         epochs: Passes over the attacker's images.
         lr: Learning rate of Adam (β1 = 0.5).
         batch_size: Images a step.
-        patience: Epochs without improvement before the rate is halved.
+        patience: Epochs without improvement before the rate is halved; ``None`` for cosine decay to a hundredth.
+        beta2: Adam's memory for squared gradients; see the decoder attack.
     """
 
     name: ClassVar[str] = "generator"
@@ -45,7 +47,8 @@ class GeneratorAttack(Attack):
     epochs: int = 100
     lr: float = 2e-4
     batch_size: int = 64
-    patience: int = 20
+    patience: int | None = 20
+    beta2: float = 0.999
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +57,8 @@ class GeneratorAttack(Attack):
         self._require(self.epochs >= 1, "epochs", "1 or more")
         self._require(0 < self.lr < float("inf"), "lr", "a learning rate above 0")
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
-        self._require(self.patience >= 0, "patience", "0 or more")
+        self._require(0 <= self.beta2 < 1, "beta2", "from 0 to below 1")
+        self._require(self.patience is None or self.patience >= 0, "patience", "0 or more, or none")
 
     def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
         """A guess has to be able to enlarge the feature to the image; a mirror takes any feature."""
@@ -65,7 +69,7 @@ class GeneratorAttack(Attack):
         """Train the inverse network on queries; resumes from the runtime's folder."""
         pairs = observe(target, knowledge)
         network = self.network(target, generator=generator)
-        recipe = Recipe(self.epochs, self.batch_size, self.lr, beta1=0.5, patience=self.patience)
+        recipe = Recipe(self.epochs, self.batch_size, self.lr, beta1=0.5, beta2=self.beta2, patience=self.patience)
         fitted = train_network(
             network,
             squared_error,
@@ -85,12 +89,21 @@ class GeneratorAttack(Attack):
             InputError: The edge is to be mirrored, but the target does not show its architecture; or the guess cannot
                 enlarge such a feature.
         """
-        mirrors = self.structure == "mirror" or (self.structure == "auto" and isinstance(target, GrayBox))
-        if not mirrors:
-            edge: nn.Module = assumed_edge(target.feature_shape, target.image_shape, width=self.width)
-        elif isinstance(target, GrayBox):
-            edge = target.architecture(generator=generator)
-        else:
+        if self.structure == "mirror" and not isinstance(target, GrayBox):
             accepted = "guess or auto: a black-box attacker does not know the edge's structure"
             raise InputError(f"{self.name}.structure", self.structure, accepted)
-        return Inverse(edge, target.image_shape, generator=on_cpu(generator))
+        if self.structure != "guess" and isinstance(target, GrayBox):
+            edge = target.architecture(generator=generator)
+            mirror = Inverse(edge, target.image_shape, generator=on_cpu(generator))
+            if self.structure == "mirror" or not (is_linear(mirror) and _can_be_guessed(target)):
+                return mirror
+        guess = assumed_edge(target.feature_shape, target.image_shape, width=self.width)
+        return Inverse(guess, target.image_shape, generator=on_cpu(generator))
+
+
+def _can_be_guessed(target: BlackBox) -> bool:
+    try:
+        assumed_edge(target.feature_shape, target.image_shape, width=1)
+    except InputError:
+        return False
+    return True

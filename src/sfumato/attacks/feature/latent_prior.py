@@ -28,6 +28,7 @@ from sfumato.training import Runtime
 
 _BATCH = 512
 _LEAST_ERROR = 1e-6
+_TRIED = 64
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class LatentPriorAttack(Attack):
     2. From the guess, and from draws of the prior, each victim's latents w descend on the distance between its feature
        and the one expected of the picture G(w), plus ``prior_weight`` times the mean of w². The best is kept.
     3. The picture's pixels go on from there, held by a small total variation and by a pull towards G(w).
+    4. The answer lies between the encoder's picture and what the search has made of it, as far along as was best, by
+       squared error, on up to 64 of the attacker's validation images: both come from the same feature, so that one who
+       trusts both counts its noise twice, and an edge that imitates poorly leads astray.
 
     White-box, the feature expected of a picture is the edge's, through the mean of the channel. Gray-box, an edge of
     the true structure first learns to imitate the target's answers to queries; black-box, one that the shapes suggest
@@ -62,6 +66,7 @@ class LatentPriorAttack(Attack):
         refine_step_size: Initial rate of Adam on the pixels.
         tv: Of the mean squared difference of neighboring pixels.
         pull: Of the mean squared distance to the prior's picture.
+        beta2: Adam's memory for squared gradients, for each network; see the decoder attack.
     """
 
     name: ClassVar[str] = "latent_prior"
@@ -83,6 +88,7 @@ class LatentPriorAttack(Attack):
     refine_step_size: float = 0.01
     tv: float = 0.3
     pull: float = 0.3
+    beta2: float = 0.999
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,6 +100,7 @@ class LatentPriorAttack(Attack):
             self._require(0 < getattr(self, name) < float("inf"), name, "a rate above 0")
         for name in ("divergence_weight", "prior_weight", "tv", "pull"):
             self._require(0 <= getattr(self, name) < float("inf"), name, "0 or more")
+        self._require(0 <= self.beta2 < 1, "beta2", "from 0 to below 1")
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
 
     def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
@@ -125,12 +132,15 @@ class LatentPriorAttack(Attack):
             if any(True for _ in surrogate.parameters()):  # an edge without weights is known without learning
                 learned += [learn("edge", surrogate, lambda network, x, z: F.mse_loss(network(x), z), pairs)]
             send = _frozen(surrogate)
-        scale = _variance(pairs[0])
-        doubt = _gap(send, pairs[1], scale) * math.prod(target.image_shape) / math.prod(target.feature_shape)
+        scale, (x, z) = _variance(pairs[0]), _sendings(pairs[1])
+        doubt = _gap(send, x, z, scale) * math.prod(target.image_shape) / math.prod(target.feature_shape)
         doubt /= max(learned[1].after, _LEAST_ERROR)
         pieces = self.pieces(target, knowledge, generator=generator, runtime=runtime)
         search = _Search(self, generate, _frozen(encoder), send, (scale, doubt), generator, runtime, pieces)
+        tried = x[:_TRIED], z[:_TRIED]
+        search.trust = pieces("rehearsal", partial(search.deserved, *tried), *tried)
         figures = {"mse_before": learned[1].before, "mse_after": learned[1].after, "prior_loss": learned[0].after}
+        figures["trust"] = search.trust
         if len(learned) > 2:
             figures["edge_mse"] = learned[2].after
         return Learned(search, figures, any(fitted.result.diverged for fitted in learned))
@@ -138,7 +148,7 @@ class LatentPriorAttack(Attack):
     def _learn(self, part: str, network: nn.Module, loss: Any, pairs: tuple[Pairs, Pairs], **given: Any) -> Fitted:
         runtime: Runtime = given.pop("runtime")
         place = runtime if runtime.folder is None else runtime.at(runtime.folder / part)
-        recipe = Recipe(self.epochs, self.batch_size, self.lr)
+        recipe = Recipe(self.epochs, self.batch_size, self.lr, beta2=self.beta2)
         return train_network(network, loss, pairs, recipe, title=f"attack: {self.name}, {part}", runtime=place, **given)
 
     def _surrogate(self, target: BlackBox, generator: torch.Generator) -> nn.Module:
@@ -154,7 +164,11 @@ class LatentPriorAttack(Attack):
 
 
 class _Search:
-    """From features to pictures, by search."""
+    """From features to pictures, by search.
+
+    Attributes:
+        trust: How far to go from the encoder's picture, 0, to what the search has made of it, 1.
+    """
 
     def __init__(
         self,
@@ -171,6 +185,7 @@ class _Search:
         self._spec, self._generate, self._encode, self._send = spec, generate, encode, send
         self._scale, self._doubt = scale_and_doubt
         self._generator, self._runtime = generator, runtime
+        self.trust = 1.0
 
     def __call__(self, z: Tensor) -> Tensor:
         """Pictures of intercepted features.
@@ -178,6 +193,17 @@ class _Search:
         Raises:
             Interrupted: The runtime was asked to stop.
         """
+        guessed = self._guess(z)[1]
+        # Where the search deserves no trust, its result may not even be finite.
+        return guessed.lerp(self.found(z), self.trust) if self.trust > 0 else guessed
+
+    def deserved(self, x: Tensor, z: Tensor) -> float:
+        """The trust with which images x (N, C, H, W) would have been rebuilt best from their features."""
+        guessed = self._guess(z)[1]
+        return least_squares_share(x, guessed, self.found(z))
+
+    def found(self, z: Tensor) -> Tensor:
+        """What the search makes of features."""
         spec = self._spec
         total = spec.restarts * spec.steps + spec.refine_steps
         self._runtime.progress.start(f"attack: {spec.name}, search", total)
@@ -253,12 +279,26 @@ def _mean_square(a: Tensor) -> Tensor:
     return a.square().flatten(1).mean(1)
 
 
+def least_squares_share(x: Tensor, start: Tensor, end: Tensor) -> float:
+    """How far from ``start`` to ``end`` the point is that has least squared error from x: 0 to 1; 0 without an end."""
+    way = (end - start).double()
+    share = ((x - start).double() * way).sum() / way.square().sum()
+    return float(share.nan_to_num(0.0).clamp(0, 1))
+
+
 @torch.no_grad()
-def _gap(send: Callable[[Tensor], Tensor], pairs: Pairs, scale: float) -> float:
+def _sendings(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Images and their features."""
+    found = [(x, pairs(x, index)) for x, index in Batches(pairs.images, _BATCH, shuffle=False)]
+    images, features = zip(*found)
+    return torch.cat(images), torch.cat(features)
+
+
+@torch.no_grad()
+def _gap(send: Callable[[Tensor], Tensor], x: Tensor, z: Tensor, scale: float) -> float:
     """Mean relative squared distance of features from what was expected of their images."""
-    batches = Batches(pairs.images, _BATCH, shuffle=False)
-    gaps = torch.cat([feature_gap(send(x), pairs(x, index), scale) for x, index in batches])
-    return float(gaps.mean())
+    parts = zip(torch.split(x, _BATCH), torch.split(z, _BATCH))
+    return float(torch.cat([feature_gap(send(some), sent, scale) for some, sent in parts]).mean())
 
 
 @torch.no_grad()
