@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.attacks.base import Attack, Knowledge, Learned
-from sfumato.attacks.feature.decoder import DecoderAttack
 from sfumato.attacks.feature.fitting import Fitted, NetworkJob, Recipe, on_cpu, seed_from, squared_error
 from sfumato.attacks.observations import observe
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
@@ -49,6 +48,7 @@ class GANAttack(Attack):
         pretrain_epochs: How long, where it does.
         pretrain_lr: Learning rate meanwhile, with cosine decay to a hundredth.
         pretrain_beta2: Adam's memory for squared gradients meanwhile; see the decoder attack.
+        pretrain_weight_decay: L2 penalty meanwhile.
         architecture: The generator's: ``residual``, ``unet`` or ``transformer``.
     """
 
@@ -70,6 +70,7 @@ class GANAttack(Attack):
     pretrain_epochs: int = 50
     pretrain_lr: float = 1e-3
     pretrain_beta2: float = 0.999
+    pretrain_weight_decay: float = 1e-4
     architecture: Architecture = "residual"
 
     def __post_init__(self) -> None:
@@ -82,6 +83,7 @@ class GANAttack(Attack):
         for name in ("lr", "critic_lr", "pretrain_lr"):
             self._require(0 < getattr(self, name) < float("inf"), name, "a learning rate above 0")
         self._require(0 <= self.pretrain_beta2 < 1, "pretrain_beta2", "from 0 to below 1")
+        self._require(0 <= self.pretrain_weight_decay < float("inf"), "pretrain_weight_decay", "0 or more")
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
         self._require(self.start in get_args(Start), "start", one_of(get_args(Start), self.start))
         self._require(self.architecture in DECODERS, "architecture", one_of(DECODERS, self.architecture))
@@ -109,7 +111,7 @@ class GANAttack(Attack):
             self.batch_size,
             self.pretrain_lr,
             beta2=self.pretrain_beta2,
-            weight_decay=DecoderAttack.weight_decay,
+            weight_decay=self.pretrain_weight_decay,
         )
         inner = NetworkJob(
             decoder,
