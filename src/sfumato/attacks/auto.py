@@ -93,8 +93,8 @@ class Auto:
                  generator and latent_prior on means of 16
     ===========  ======================================================================================================
 
-    Trained attacks take about 500, 2,000 or 10,000 steps of 128 images; those that no longer improve on the attacker's
-    own validation images stop.
+    Each network is trained for about 500, 2,000 or 10,000 steps of 128 images (the GAN's first by squared error, then
+    as long against its critic); decoders that no longer improve on the attacker's own validation images stop.
 
     Without the edge's weights, an image is sent twice to find out whether the channel is random. Each member is charged
     with these queries, as if it had been chosen alone.
@@ -196,7 +196,9 @@ class Auto:
         yield replace(rmle, observations=16)
         if thorough:
             yield replace(decoder, architecture="transformer")
-            yield GANAttack(depth=size.depth, width=size.width, epochs=epochs, batch_size=_BATCH)
+            yield GANAttack(
+                depth=size.depth, width=size.width, epochs=epochs, pretrain_epochs=epochs, batch_size=_BATCH
+            )
             yield DeepPriorAttack()
             yield replace(generator, observations=16)
             yield replace(latent, observations=16)
