@@ -65,8 +65,8 @@ class RateLoss:
 
     so that nothing has to be differentiated through a determinant. Isotropic and diagonal covariances follow every
     batch; full ones are those of the last refresh, whose inverse is then found once: a batch would change them by a
-    fraction of b_i/(n·π_i). A change of them is known by the tensor's version, which every operation of PyTorch in place
-    raises; the broadcast of buffers of ``DistributedDataParallel`` does not, and the mixture is to be kept out of it.
+    fraction of b_i/(n·π_i). That they changed is known by the tensor's version, which whatever PyTorch does in place
+    raises, but for the broadcast of buffers of ``DistributedDataParallel``: keep the mixture out of that.
 
     Args:
         mixture: The mixture over clean features.
