@@ -171,7 +171,7 @@ def test_a_share_of_a_batch_stands_for_the_whole(form: Covariance) -> None:
     """Two processes with the same features each: what they follow is what one follows that has all of them."""
     z, y = sample(20, seed=5)
     share, whole = fitted(form), fitted(form)
-    of_share = RateLoss(share, 0.01)(z, y, processes=2)
+    of_share = RateLoss(share, 0.01)(z, y, total=lambda own: 2 * own)
     of_whole = RateLoss(whole, 0.01)(torch.cat([z, z]), torch.cat([y, y]))
     torch.testing.assert_close(of_share, of_whole)
     torch.testing.assert_close(share.weights, whole.weights)

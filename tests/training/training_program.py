@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import dataclasses
 import sys
 from pathlib import Path
@@ -10,15 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from lightning_fabric import Fabric
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from training_toys import Case, ToyAdversary, generator, make_images, make_split, stop_after
 
 from sfumato.attacks import DecoderAttack, Knowledge, make_target
 from sfumato.data import Augment
-from sfumato.defenses import CEM, Adversary, Bottleneck, DeeperEdge, Noise, Prune, chain
+from sfumato.defenses import CEM, Adversary, Bottleneck, Context, DeeperEdge, Noise, Prune, SlotAttention, chain
 from sfumato.errors import CorruptFileError, Interrupted
+from sfumato.information import ClassMixture
+from sfumato.models import SplitModel
 from sfumato.storage import save_state
-from sfumato.training import Runtime, Training, fit, make_fabric
+from sfumato.training import Runtime, SplitJob, Training, fit, make_fabric
 
 
 def killed(folder: Path) -> None:
@@ -59,9 +62,27 @@ CASES = {
         make_images(25),
         select_from=0,
     ),
+    # Covariances and factors that hold for an epoch, running weights that follow each step.
+    "full": Case(
+        CEM(0.5, components=2, schedule="constant", variant="full"),
+        Training(epochs=3, batch_size=6, lr=0.05, schedule="constant"),
+        make_images(24),
+        split=lambda: silent_split(),
+    ),
+    "slots": Case(
+        SlotAttention(2.0, hidden=5, slots=2, schedule="constant", attention_lr=0.1),
+        Training(epochs=2, batch_size=6, lr=0.05, schedule="constant"),
+        make_images(24),
+        split=lambda: silent_split(),
+    ),
     # The player is no part of the model's loss.
     "beside": Case(ToyAdversary(punish=False), Training(epochs=2, batch_size=6, schedule="constant"), make_images(24)),
 }
+
+
+def silent_split() -> SplitModel:
+    """Nothing random, and a channel that is said to add noise."""
+    return make_split(norm=False, dropout=0.0).with_parts(noise_variance=0.01)
 
 
 def data_parallel(folder: Path, processes: int) -> None:
@@ -80,6 +101,10 @@ def data_parallel(folder: Path, processes: int) -> None:
         save_state(folder / name / f"outcome{fabric.global_rank}", state)
         if name == "exact":
             check_gradient(job, processes, fabric.global_rank)
+        elif name == "slots":
+            check_surrogate(job, processes, fabric.global_rank)
+        elif name == "random":
+            check_broadcast(job, processes, fabric.global_rank)
     attacked(folder / "attacked", fabric)
     judged(folder / "judged", fabric)
     fabric.barrier()
@@ -142,6 +167,55 @@ def check_gradient(job: object, processes: int, rank: int) -> None:
     job.step(x[rank::processes], y[rank::processes], 0, 0)  # type: ignore[attr-defined]
     for parameter, grad in zip(job.split.parameters(), expected, strict=True):  # type: ignore[attr-defined]
         torch.testing.assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-6)
+
+
+def check_surrogate(job: SplitJob, processes: int, rank: int) -> None:
+    """Gradients are means over shares that each see themselves alone; a step starts at the first one's averages."""
+    images = make_images(6, seed=4)
+    x, y = images.images / 255, images.labels
+    running = dict(job.defense.named_buffers())
+    for step in range(2):
+        running = {name: value.clone() for name, value in running.items()}
+        shares = [seen_alone(job, running, x[r::processes], y[r::processes], step) for r in range(processes)]
+        job.step(x[rank::processes], y[rank::processes], 1, step)
+        found = [p.grad for module in (job.split, job.defense) for p in module.parameters()]
+        for own, *grads in zip(found, *(grads for grads, _ in shares), strict=True):
+            torch.testing.assert_close(own, torch.stack(grads).mean(0), rtol=1e-4, atol=1e-6)
+        assert float(job.defense.path.alpha.grad.abs()) > 1e-4  # type: ignore[union-attr, operator]
+        for name, value in job.defense.named_buffers():
+            torch.testing.assert_close(value, shares[rank][1][name])
+        running = shares[0][1]
+    apart = [name for name, value in shares[1][1].items() if not torch.allclose(value.double(), running[name].double())]
+    assert "spreads.value" in apart
+
+
+def seen_alone(
+    job: SplitJob, running: dict[str, Tensor], x: Tensor, y: Tensor, step: int
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Gradients of model and path on one share, and the running averages after it."""
+    split, defense = copy.deepcopy((job.split, job.defense))
+    for name, value in defense.named_buffers():
+        value.copy_(running[name])
+    z = split.edge(x)
+    ctx = Context(x, y, z, z, split.cloud(z), 1, step, 0.05, generator(0))
+    loss = nn.functional.cross_entropy(ctx.logits, y) + sum(defense.losses(ctx).values())
+    grads = torch.autograd.grad(loss, list(split.parameters()))
+    (player,) = defense.players()
+    # The player learns after the step, from the averages that the share has entered.
+    learned = torch.autograd.grad(player.loss(ctx.detached()), list(defense.parameters()))
+    return [*grads, *learned], dict(defense.named_buffers())
+
+
+def check_broadcast(job: SplitJob, processes: int, rank: int) -> None:
+    """Batch norm's statistics are the first process's at each step, mixtures stay where they are."""
+    images = make_images(6, seed=4)
+    mean = next(value for name, value in job.split.named_buffers() if name.endswith("running_mean"))
+    (mixture,) = (module for module in job.defense.modules() if isinstance(module, ClassMixture))
+    mean.fill_(100.0 * rank)
+    mixture.counts.fill_(50.0 + rank)
+    job.step(images.images[rank::processes] / 255, images.labels[rank::processes], 1, 0)
+    assert float(mean.abs().max()) < 50
+    assert mixture.counts.tolist() == [50.0 + rank] * len(mixture.counts)
 
 
 if __name__ == "__main__":

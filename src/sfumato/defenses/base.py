@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InputError
+from sfumato.information.grouping import Total, alone
 from sfumato.models import SplitModel
 
 
@@ -36,7 +37,8 @@ class Context:
         step: From 0, over all epochs.
         lr: Learning rate of the model's optimizer at this step.
         generator: For whatever a loss draws.
-        processes: Over which the batch is spread; gradients are averaged over them.
+        total: Sums a tensor over the processes that share the batch, all of which must call it alike. Gradients are
+            averaged over them.
     """
 
     x: Tensor
@@ -48,7 +50,7 @@ class Context:
     step: int
     lr: float
     generator: torch.Generator
-    processes: int = 1
+    total: Total = alone
 
     def detached(self) -> Context:
         """The same, cut off from the model's graph: what a player trains on."""
@@ -63,7 +65,7 @@ class Epoch:
         index: From 0.
         total: Number of epochs of this training.
         features: Starts a pass over (clean feature, label) batches of the training images, in evaluation mode,
-            without augmentation and without gradient.
+            without augmentation and without gradient. Of all of them in each process.
         generator: For whatever the hook draws; the same stream in each process.
         batches: Starts a pass over (image, label) batches of all training images, in their own order, without
             augmentation, in the precision of the weights. The same in each process.

@@ -14,6 +14,7 @@ from sfumato.defenses.base import BoundDefense, Context, Defense, Epoch
 from sfumato.defenses.schedule import pressure
 from sfumato.errors import InputError
 from sfumato.information import ClassMixture, RateLoss, reference_loss
+from sfumato.information.grouping import Total, alone
 from sfumato.models import SplitModel, output_shape
 
 _VARIANTS = ("reference", "isotropic", "diagonal", "full")
@@ -104,6 +105,9 @@ class BoundCEM(BoundDefense):
                 return ((z.flatten(1), self._component_class(y)) for z, y in epoch.features())
 
             self.mixture.refresh(features, generator=epoch.generator)
+            # The first process's: the others' may differ in last bits, and an assignment or a new center by more.
+            state = epoch.agree({name: value.cpu() for name, value in self.mixture.state_dict().items()})
+            self.mixture.load_state_dict(state)
 
     def losses(self, ctx: Context) -> dict[str, Tensor]:
         """λ·w(t)·R of the batch; nothing in the first epoch."""
@@ -111,22 +115,22 @@ class BoundCEM(BoundDefense):
             return {}
         # In the mixture's own precision: under automatic mixed precision the products would be in another one.
         with torch.autocast(ctx.z_clean.device.type, enabled=False):
-            rate = self.rate(ctx.z_clean, ctx.y, processes=ctx.processes)
+            rate = self.rate(ctx.z_clean, ctx.y, total=ctx.total)
         return {"cem": self.spec.weight * pressure(self.spec.schedule, ctx.lr) * rate}
 
-    def rate(self, z: Tensor, y: Tensor, *, processes: int = 1) -> Tensor:
+    def rate(self, z: Tensor, y: Tensor, *, total: Total = alone) -> Tensor:
         """The variant's loss on one batch, before its weight; follows the mixture's running values.
 
         Args:
             z: Clean features (N, ...).
             y: Labels (N,).
-            processes: Over which the batch is spread.
+            total: Sums over the processes that share the batch.
         """
         z, y = z.flatten(1).to(self.mixture.means.dtype), self._component_class(y)
         if self.spec.variant == "reference":
             floor = self.spec.threshold * self.noise_variance_sent
-            return reference_loss(self.mixture, z, y, floor, processes=processes)
-        rate = self._exact(z, y, processes=processes)
+            return reference_loss(self.mixture, z, y, floor, total=total)
+        rate = self._exact(z, y, total=total)
         return rate / z.shape[1] if self.spec.per_dimension else rate
 
     def theory(self) -> dict[str, float]:

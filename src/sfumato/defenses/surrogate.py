@@ -44,6 +44,9 @@ class Surrogate(Defense):
     are a player with an optimizer of its own (Adam), so that neither λ nor the schedule changes how fast they learn.
     The loss is active from the second epoch, as CEM's is; the path learns and keeps its averages from the first.
 
+    Where processes share a batch, each one's attention sees its own share alone: gradients are means over the shares,
+    and every step starts at the first process's averages.
+
     Args:
         weight: λ ≥ 0.
         hidden: Width of the attention.

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Total = Callable[[Tensor], Tensor]
+"""From a tensor of this process to its sum over all that share a batch, in each of them; its argument is left alone."""
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """The :data:`Total` of a process that has the whole batch."""
+    return tensor
 
 
 def group_sums(rows: Tensor, index: Tensor, groups: int) -> Tensor:

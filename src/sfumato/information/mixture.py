@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import InputError, one_of
 from sfumato.information.gaussian import shrink
-from sfumato.information.grouping import add_outer_products, group_products, group_sizes
+from sfumato.information.grouping import Total, add_outer_products, alone, group_products, group_sizes
 from sfumato.information.rate import mixture_rate
 
 Covariance = Literal["isotropic", "diagonal", "full"]
@@ -109,8 +109,12 @@ class ClassMixture(nn.Module):
     def refresh(self, features: Callable[[], Iterable[tuple[Tensor, Tensor]]], *, generator: torch.Generator) -> None:
         """One Lloyd pass over the features; the first time after k-means++ on the beginning of another.
 
+        Nothing is summed over processes here, unlike in :meth:`track`: each is to give all features, not its share of
+        them, and a generator in the same state. Where devices add in an order of their own, let all take the state of
+        one of them afterwards.
+
         Args:
-            features: Starts a pass over batches (z (N, D), y (N,)).
+            features: Starts a pass over batches (z (N, D), y (N,)) of all features.
             generator: Draws the k-means++ centers.
         """
         if not bool(self.ready):
@@ -135,25 +139,24 @@ class ClassMixture(nn.Module):
             chance = torch.where(chance.sum(1, keepdim=True) > 0, chance, member)  # all features on the centers
 
     @torch.no_grad()
-    def track(self, index: Tensor, *, processes: int = 1) -> tuple[Tensor, Tensor]:
+    def track(self, index: Tensor, *, total: Total = alone) -> tuple[Tensor, Tensor]:
         """Follow the weights by one batch (CEM, equation 5, within each class: they keep their sum of 1).
 
         Args:
-            index: (N,) component of each feature, as :meth:`assign` gives it.
-            processes: Over which the batch is spread, this one's share being about that of each.
+            index: (N,) component of each feature of this process's share, as :meth:`assign` gives it.
+            total: Sums over the processes that share the batch. Those that started alike stay so.
 
         Returns:
-            b_i, features of this share in each component, and n·π_i, images that the component stood for before,
+            b_i, features of the whole batch in each component, and n·π_i, images that the component stood for before,
             each (K·M,).
         """
         k, m = self.weights.shape
-        found = group_sizes(index, k * m).to(self.weights.dtype).view(k, m)
+        found = total(group_sizes(index, k * m).to(self.weights.dtype)).view(k, m)
         expected = self.counts.unsqueeze(1) * self.weights
-        everywhere = processes * found
-        present = everywhere.sum(1, keepdim=True)
+        present = found.sum(1, keepdim=True)
         # A class that the last pass saw less of than this batch holds would get a weight below 0.
         n = self.counts.unsqueeze(1).maximum(present).clamp_min(1)
-        self.weights += (everywhere - present * self.weights) / n
+        self.weights += (found - present * self.weights) / n
         return found.flatten(), expected.flatten()
 
     def _lloyd(self, features: Iterable[tuple[Tensor, Tensor]]) -> None:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from sfumato.information.gaussian import add_variance, cholesky, shrink
-from sfumato.information.grouping import group_products, group_sums
+from sfumato.information.grouping import Total, alone, group_products, group_sums
 from sfumato.information.mixture import ClassMixture
 
 _GAMMA = 0.01  # the authors' floor under both variances
 
 
-def reference_loss(mixture: ClassMixture, z: Tensor, y: Tensor, floor: float, *, processes: int = 1) -> Tensor:
+def reference_loss(mixture: ClassMixture, z: Tensor, y: Tensor, floor: float, *, total: Total = alone) -> Tensor:
     """The loss of the CEM authors' program on one batch; follows the mixture's variances and weights.
 
     With b_i features of the batch in a component, at mean squared distance s_i per dimension from its center,
@@ -23,14 +23,15 @@ def reference_loss(mixture: ClassMixture, z: Tensor, y: Tensor, floor: float, *,
         v = a·s_i + (1 − a)·v_before,  a = min(0.99, 10·b_i / (n_class·weight)),
         loss = weight · relu(log(v + 0.01) − log(floor + 0.01)),
 
-    summed over components, averaged over the classes in the batch.
+    summed over components, averaged over the classes in the batch. Where processes share a batch all of this is the
+    whole batch's, and the mean of their gradients is its gradient.
 
     Args:
         mixture: Isotropic, per class.
         z: Clean features (N, D).
         y: Labels (N,).
         floor: No pressure on variances below it (authors: t·σ² with t = 0.125).
-        processes: Over which the batch is spread, this one's share being about that of each: a is that of the whole.
+        total: Sums over the processes that share the batch.
 
     Returns:
         A scalar whose gradient reaches z alone.
@@ -40,9 +41,12 @@ def reference_loss(mixture: ClassMixture, z: Tensor, y: Tensor, floor: float, *,
     distance = (z - mixture.means.view(k * m, d).index_select(0, index)).square().mean(1)
     # Copies: the running values below change before the backward pass reads these.
     weights, before = mixture.weights.flatten().clone(), mixture.covariances.flatten().clone()
-    found, expected = mixture.track(index, processes=processes)
-    batch = group_sums(distance, index, k * m) / found.clamp_min(1)
-    a = (10 * processes * found / expected.clamp_min(torch.finfo(z.dtype).tiny)).clamp_max(0.99) * (found > 0)
+    found, expected = mixture.track(index, total=total)
+    own = group_sums(distance, index, k * m)
+    # As large as the batch is to the share, for the mean over processes that gradients become.
+    gradient_only = found.sum() / len(z) * (own - own.detach())
+    batch = (total(own.detach()) + gradient_only) / found.clamp_min(1)
+    a = (10 * found / expected.clamp_min(torch.finfo(z.dtype).tiny)).clamp_max(0.99) * (found > 0)
     variance = a * batch + (1 - a) * before
     mixture.covariances.copy_(variance.detach().view(k, m))
     loss = weights * ((variance + _GAMMA).log() - math.log(floor + _GAMMA)).relu()
@@ -61,7 +65,8 @@ class RateLoss:
 
     so that nothing has to be differentiated through a determinant. Isotropic and diagonal covariances follow every
     batch; full ones are those of the last refresh, whose inverse is then found once: a batch would change them by a
-    fraction of b_i/(n·π_i).
+    fraction of b_i/(n·π_i). That they changed is known by the tensor's version, which whatever PyTorch does in place
+    raises, but for the broadcast of buffers of ``DistributedDataParallel``: keep the mixture out of that.
 
     Args:
         mixture: The mixture over clean features.
@@ -73,25 +78,25 @@ class RateLoss:
         self._mixture, self._noise, self.shrinkage = mixture, noise_variance, shrinkage
         self._factors: _Factors | None = None
 
-    def __call__(self, z: Tensor, y: Tensor, *, processes: int = 1) -> Tensor:
+    def __call__(self, z: Tensor, y: Tensor, *, total: Total = alone) -> Tensor:
         """R in nats; its gradient reaches z alone.
 
         Args:
             z: Clean features (N, D).
             y: Class of each (N,).
-            processes: Over which the batch is spread, this one's share being about that of each: the running values
-                follow the whole.
+            total: Sums over the processes that share the batch: the running values follow the whole, and the mean of
+                the processes' gradients is that of the whole where their shares are equal.
         """
         mixture = self._mixture
         index = mixture.assign(z, y)
         with torch.no_grad():
             residual = z.detach() - mixture.means.flatten(0, 1).index_select(0, index)
-            found, expected = mixture.track(index, processes=processes)
+            found, expected = mixture.track(index, total=total)
             if mixture.covariances.ndim == 4:
                 factors = self._factorized()
                 growth, pull = factors.growth, group_products(residual, factors.pulls, index)
             else:
-                variances = self._follow(residual, index, found, expected / processes)
+                variances = self._follow(residual, index, found, expected, total)
                 pull = residual / (variances.view(len(variances), -1).index_select(0, index) + self._noise)
                 growth = 0.5 * torch.log1p(variances / self._noise).view(len(variances), -1).sum(1)
                 growth = growth * (z.shape[1] if variances.ndim == 1 else 1)
@@ -100,12 +105,12 @@ class RateLoss:
         loss: Tensor = value + (pull * (z - z.detach())).sum() / len(z)
         return loss
 
-    def _follow(self, residual: Tensor, index: Tensor, found: Tensor, expected: Tensor) -> Tensor:
+    def _follow(self, residual: Tensor, index: Tensor, found: Tensor, expected: Tensor, total: Total) -> Tensor:
         """Equation 6: the running variances, (K·M,) or (K·M, D), with this batch in them."""
         running = self._mixture.covariances.flatten(0, 1)
         squares = residual.square() if running.ndim == 2 else residual.square().mean(1)
         shape = (-1,) + (1,) * (running.ndim - 1)
-        batch = group_sums(squares, index, len(running)) / found.clamp_min(1).view(shape)
+        batch = total(group_sums(squares, index, len(running))) / found.clamp_min(1).view(shape)
         # A component that the last pass saw less of than the batch holds is the batch's.
         a = (found / expected.clamp_min(torch.finfo(found.dtype).tiny)).clamp_max(1).view(shape)
         running.lerp_(batch, a)

@@ -177,7 +177,7 @@ def _run_epoch(
 
 def _close_epoch(job: Job, plan: Plan, position: _Position, fit_: Fit, runtime: Runtime) -> None:
     if runtime.fabric.world_size > 1:
-        # Gradients are shared, running statistics (batch norm's, a mixture's) are not: the first process's are kept.
+        # Gradients are shared, running statistics (batch norm's, a surrogate's) are not: the first process's are kept.
         job.load_weights(runtime.fabric.broadcast(job.weights()))
     # By its own count: a player that waits for its turn reports no loss.
     means = {name: _mean(total, position.counts[name], runtime) for name, total in position.sums.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
-from torch import distributed
+from torch import Tensor, distributed
 
 from sfumato.errors import InputError
 from sfumato.progress import Progress, Silent
@@ -41,6 +41,14 @@ class Runtime:
     def device(self) -> torch.device:
         """The device of this process."""
         return self.fabric.device
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Sum over all processes, which must all call it; a tensor of its own where there are several."""
+        if self.fabric.world_size == 1:
+            return tensor
+        summed = tensor.clone()
+        distributed.all_reduce(summed)  # Fabric's would first wait for every process and device
+        return summed
 
     def at(self, folder: Path | None) -> Runtime:
         """The same in another folder."""

@@ -10,10 +10,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from sfumato.data import Batches, ImageSet
 from sfumato.defenses import BoundDefense, Change, Context, Epoch, Player, clean_features
 from sfumato.errors import Interrupted
+from sfumato.information import ClassMixture
+from sfumato.information.grouping import Total, alone
 from sfumato.models import SplitModel, set_generator
 from sfumato.training.loop import steps_per_epoch, training_batches
 from sfumato.training.runtime import Runtime
@@ -26,11 +29,11 @@ class Objective(nn.Module):
     """All losses of a batch in one forward pass, which is what data parallelism needs to see."""
 
     def __init__(
-        self, split: SplitModel, defense: BoundDefense, generator: torch.Generator, processes: int = 1
+        self, split: SplitModel, defense: BoundDefense, generator: torch.Generator, total: Total = alone
     ) -> None:
         super().__init__()
         self.split, self.defense, self._generator = split, defense, generator
-        self._processes = processes
+        self._total = total
 
     def forward(
         self, x: Tensor, y: Tensor, epoch: int, step: int, lr: float
@@ -39,7 +42,7 @@ class Objective(nn.Module):
         z_clean = self.split.edge(x)
         z_sent = self.split.channel(z_clean)
         logits = self.split.cloud(z_sent)
-        ctx = Context(x, y, z_clean, z_sent, logits, epoch, step, lr, self._generator, self._processes)
+        ctx = Context(x, y, z_clean, z_sent, logits, epoch, step, lr, self._generator, self._total)
         losses = {"cross_entropy": F.cross_entropy(logits, y), **self.defense.losses(ctx)}
         return losses, (z_clean.detach(), z_sent.detach(), logits.detach())
 
@@ -161,8 +164,7 @@ class SplitJob:
         set_generator(self._objective, self._generator)
 
     def _set_up(self, split: SplitModel) -> None:
-        processes = self._runtime.fabric.world_size
-        objective = Objective(split, self.defense.to(self._runtime.device), self._generator, processes)
+        objective = Objective(split, self.defense.to(self._runtime.device), self._generator, self._runtime.total)
         self._objective: Objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         players = {p for player in self.defense.players() for p in player.module.parameters() if p.requires_grad}
         trained = [p for p in objective.parameters() if p.requires_grad and p not in players]
@@ -171,6 +173,14 @@ class SplitJob:
         # Data parallelism must not wait for the players' gradients: those are averaged in their own turn.
         for parameter in players:
             parameter.requires_grad_(False)
+        # Mixtures are large, and alike in all processes without being sent around before each step.
+        own = [
+            f"{path}.{name}"
+            for path, module in objective.named_modules()
+            if isinstance(module, ClassMixture)
+            for name, _ in module.named_buffers()
+        ]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, own)  # type: ignore[no-untyped-call]
         self._module, self._optimizer = self._runtime.fabric.setup(objective, optimizer)
         for parameter in players:
             parameter.requires_grad_(True)
