@@ -133,8 +133,9 @@ class BoundCEM(BoundDefense):
         """R of the mixture in nats (CEM, theorem 2), an upper bound on I(z; z') where features are such a mixture.
 
         A full covariance of fewer images than dimensions misses directions, and its R is too low; shrinkage helps.
+        Nothing before the second epoch, and nothing where training diverged.
         """
-        if not bool(self.mixture.ready):
+        if not bool(self.mixture.ready & self.mixture.covariances.isfinite().all()):
             return {}
         rate = self.mixture.rate(self.noise_variance_sent, shrinkage=self._exact.shrinkage)
         return {"cem_rate_nats": rate, "cem_rate_nats_per_dimension": rate / self.mixture.means.shape[-1]}
