@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfumato.errors import InputError
 from sfumato.information import (
@@ -101,6 +103,36 @@ def test_complex_numbers_and_empty_rows_have_no_dependence() -> None:
             measure(x, torch.ones(8, 2, dtype=torch.complex64))
         with pytest.raises(InputError, match="no empty rows"):
             measure(x, torch.ones(8, 0))
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a number in a tensor is asked for, which on another device waits for it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def penalty(x: Tensor, _: Tensor) -> Tensor:
+    return log_variance_penalty(x.square(), x[:, 0] < 9, floor=0.1, gamma=0.01)
+
+
+def gated_variance(x: Tensor, _: Tensor) -> Tensor:
+    return GatedPooling(K, D, 5, generator=seeded()).variance(x, torch.arange(len(x)) % K, side="feature").sum()
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, penalty, gated_variance])
+def test_a_loss_waits_for_no_number(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    x, _ = sample(12)
+    z = x[:, :2].clone().requires_grad_()
+    with Reads() as reads:
+        value = loss(x, z)
+    assert reads.count == 0
+    with Reads() as reads:
+        assert value.isfinite()
+    assert reads.count == 1  # it does count
 
 
 def with_bad(tensor: Tensor, bad: float) -> Tensor:

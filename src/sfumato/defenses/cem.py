@@ -30,10 +30,10 @@ class CEM(Defense):
     ``reference`` is the loss of the authors' program, with which to reproduce their tables
     (:func:`~sfumato.information.reference_loss`). The other variants are R itself for that form of covariance, with the
     gradient normalized to the batch's share (:class:`~sfumato.information.RateLoss`), so that λ means the same on any
-    number of images. Their R per dimension is of another size than the authors' loss: 0.1 with a constant
-    schedule is a weight to begin with. On a narrow VGG-11 and 6,000 images of CIFAR-10 (two seeds, five levels of noise)
-    ``isotropic`` cost 0.4 to 1.2 points of accuracy against noise alone at 0.1 and 0.9 to 4.0 at 0.3, and ``full`` 1.2
-    to 6.0 at 0.3; ``diagonal`` was not measured.
+    number of images. Their R per dimension is of another size than the authors' loss: 0.1 with a constant schedule is
+    a weight to begin with. On a narrow VGG-11 and 6,000 images of CIFAR-10 (two seeds, five levels of noise) it cost
+    ``isotropic`` 0.4 to 1.2 points of accuracy against noise alone, and 0.3 cost 0.9 to 4.0; 0.3 cost ``full`` 1.2 to
+    6.0; ``diagonal`` was not measured.
 
     Args:
         weight: λ ≥ 0 (paper: 16).
