@@ -467,3 +467,11 @@ def test_single_precision_agrees_with_double() -> None:
     z, y = sample(30, 4)
     single = copy.deepcopy(bound).float()
     assert float(single.rate(z.float(), y)) == pytest.approx(float(bound.rate(z, y)), rel=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["reference", "isotropic", "diagonal", "full"])
+def test_no_theory_where_training_diverged(variant: str) -> None:
+    bound = refreshed(CEM(variant=variant))  # type: ignore[arg-type]
+    assert bound.theory()["cem_rate_nats"] > 0
+    bound.mixture.covariances.view(-1)[0] = math.nan
+    assert bound.theory() == {}

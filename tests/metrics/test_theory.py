@@ -128,3 +128,8 @@ def test_the_generator_decides() -> None:
     first, again, other = (theory(made(0.01), images, generator=seeded(s)) for s in (1, 1, 2))
     assert first == again
     assert first != other
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nothing_where_training_diverged(bad: float) -> None:
+    assert theory(made(0.05**2, scale=bad), two_classes(200), generator=seeded()) == {}

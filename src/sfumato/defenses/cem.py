@@ -31,8 +31,10 @@ class CEM(Defense):
     ``reference`` is the loss of the authors' program, with which to reproduce their tables
     (:func:`~sfumato.information.reference_loss`). The other variants are R itself for that form of covariance, with the
     gradient normalized to the batch's share (:class:`~sfumato.information.RateLoss`), so that λ means the same on any
-    number of images. Their R per dimension is of another size than the authors' loss: 0.1 to 0.3 with a
-    constant schedule are weights to begin with.
+    number of images. Their R per dimension is of another size than the authors' loss: 0.1 with a constant schedule is
+    a weight to begin with. On a narrow VGG-11 and 6,000 images of CIFAR-10 (two seeds, five levels of noise) it cost
+    ``isotropic`` 0.4 to 1.2 points of accuracy against noise alone, and 0.3 cost 0.9 to 4.0; 0.3 cost ``full`` 1.2 to
+    6.0; ``diagonal`` was not measured.
 
     Args:
         weight: λ ≥ 0 (paper: 16).
@@ -137,8 +139,9 @@ class BoundCEM(BoundDefense):
         """R of the mixture in nats (CEM, theorem 2), an upper bound on I(z; z') where features are such a mixture.
 
         A full covariance of fewer images than dimensions misses directions, and its R is too low; shrinkage helps.
+        Nothing before the second epoch, and nothing where training diverged.
         """
-        if not bool(self.mixture.ready):
+        if not bool(self.mixture.ready & self.mixture.covariances.isfinite().all()):
             return {}
         rate = self.mixture.rate(self.noise_variance_sent, shrinkage=self._exact.shrinkage)
         return {"cem_rate_nats": rate, "cem_rate_nats_per_dimension": rate / self.mixture.means.shape[-1]}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sfumato.information.checks import require_floors
 from sfumato.information.grouping import group_sizes
 
 
@@ -75,17 +76,22 @@ def log_variance_penalty(variances: Tensor, present: Tensor, *, floor: float, ga
 
     Args:
         variances: v (K, D).
-        present: (K,) bool; other classes are left out. One at least.
-        floor: Variance below which there is no pressure.
+        present: (K,) bool; other classes are left out.
+        floor: Variance below which there is no pressure, 0 or more.
         gamma: γ > 0.
 
     Returns:
-        A scalar in nats.
+        A scalar in nats; 0 where no class is present.
+
+    Raises:
+        InputError: A floor below 0, or a γ that is not above it.
     """
+    require_floors(floor, gamma)
     excess = ((variances + gamma).log() - math.log(floor + gamma)).relu().mean(1)
-    return torch.where(present, excess, 0.0).sum() / present.sum()
+    return torch.where(present, excess, 0.0).sum() / present.sum().clamp_min(1)
 
 
 def mean_log_variance(variances: Tensor, present: Tensor, *, gamma: float) -> Tensor:
     """Mean over present classes and dimensions of log(v + γ): what an attention learns from, with no threshold."""
-    return torch.where(present, (variances + gamma).log().mean(1), 0.0).sum() / present.sum()
+    require_floors(0.0, gamma)
+    return torch.where(present, (variances + gamma).log().mean(1), 0.0).sum() / present.sum().clamp_min(1)

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import InputError, one_of
+from sfumato.errors import InputError
+from sfumato.information.checks import require_choice, require_finite
 from sfumato.information.fitting import Fitting, fit_and_score
 from sfumato.information.networks import perceptron
 from sfumato.information.rows import derangement, paired_rows
@@ -45,8 +46,7 @@ class Club(nn.Module):
         hidden: int = 128,
     ) -> None:
         super().__init__()
-        if direction not in get_args(Direction):
-            raise InputError("direction", direction, one_of(get_args(Direction), direction))
+        require_choice("direction", direction, get_args(Direction))
         self.x_elements, self.z_elements, self.direction = x_elements, z_elements, direction
         given, target = (x_elements, z_elements) if direction == "z_given_x" else (z_elements, x_elements)
         self.network = perceptron(given, hidden, 2 * target, generator=generator)
@@ -148,9 +148,11 @@ def estimate_upper_bound(
         hidden: Units in each of q's two hidden layers.
 
     Raises:
-        InputError: The two differ in N, there are too few pairs to hold any out, or there is no such direction.
+        InputError: The two differ in N, there are too few pairs to hold any out, an element is NaN or infinite, or
+            there is no such direction.
     """
     x, z = paired_rows("estimate_upper_bound", x, z)
+    require_finite(x=x, z=z)
     club = Club(x.shape[1], z.shape[1], generator=generator, direction=direction, hidden=hidden).to(x.device)
     return fit_and_score(
         club,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sfumato.errors import InputError
+from sfumato.information.checks import require_finite
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,13 @@ def effective_information(z: Tensor, *, threshold: float = 0.0) -> EffectiveInfo
         threshold: 0 or more; an element at the threshold does not count.
 
     Raises:
-        InputError: No image, or a negative threshold.
+        InputError: No image, a negative threshold, or an element that is NaN or infinite.
     """
     if not threshold >= 0:
         raise InputError("threshold", threshold, "0 or more")
     if z.ndim == 0 or z.numel() == 0:
         raise InputError("shape of z", tuple(z.shape), "(N, ...) with one or more images and elements")
+    require_finite(z=z)
     size = z.numel() // len(z)
     elements = int((z.abs() > threshold).sum()) / len(z)
     return EffectiveInformation(elements=elements, fraction=elements / size)

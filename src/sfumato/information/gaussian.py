@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import InputError
+from sfumato.information.checks import require_shrinkage
 
 
 def add_variance(covariances: Tensor, variance: float | Tensor) -> Tensor:
@@ -28,7 +29,11 @@ def shrink(covariances: Tensor, amount: float) -> Tensor:
     Args:
         covariances: (M,), (M, D) or (M, D, D).
         amount: s from 0 to 1.
+
+    Raises:
+        InputError: s is no share.
     """
+    require_shrinkage(amount)
     if covariances.ndim == 1 or amount == 0:
         return covariances
     if covariances.ndim == 2:

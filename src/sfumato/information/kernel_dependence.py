@@ -10,7 +10,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from sfumato.errors import InputError, one_of
+from sfumato.errors import InputError
+from sfumato.information.checks import require_choice
 from sfumato.information.rows import paired_rows
 
 Kernel = Callable[[Tensor], Tensor]
@@ -83,7 +84,8 @@ def hsic(
       Cortes et al. 2012). Zero where either sample is constant.
 
     Gaussian kernels are characteristic: with them HSIC sees any dependence. The linear kernel sees correlation only; it
-    loses nothing on one-hot labels. The gradient is finite everywhere with both kernels of this module.
+    loses nothing on one-hot labels. The gradient is finite everywhere with both kernels of this module. NaN where an
+    element is NaN or infinite.
 
     Args:
         x: (N, ...), flattened behind the first axis.
@@ -95,8 +97,7 @@ def hsic(
     Raises:
         InputError: The two differ in N, N < 2 (4 if unbiased), or there is no such estimator.
     """
-    if estimator not in get_args(HsicEstimator):
-        raise InputError("estimator", estimator, one_of(get_args(HsicEstimator), estimator))
+    require_choice("estimator", estimator, get_args(HsicEstimator))
     x, z = paired_rows("hsic", x, z, least=4 if estimator == "unbiased" else 2)
     with _full_precision(x):
         k, m = kernel_x(x), kernel_z(z)
@@ -116,7 +117,8 @@ def coco(x: Tensor, z: Tensor, *, kernel_x: Kernel = _GAUSSIAN, kernel_z: Kernel
     independent samples it falls with N only half as fast.
 
     COCO is never more than √(biased HSIC), which adds all eigenvalues up. Zero where either sample is constant. The
-    gradient is finite; it holds the two best functions fixed, which is exact to first order.
+    gradient is finite; it holds the two best functions fixed, which is exact to first order. NaN where an element is
+    NaN or infinite.
 
     Args:
         x: (N, ...), flattened behind the first axis.
@@ -133,6 +135,9 @@ def coco(x: Tensor, z: Tensor, *, kernel_x: Kernel = _GAUSSIAN, kernel_z: Kernel
 
 
 def _constrained_covariance(k: Tensor, m: Tensor) -> Tensor:
+    # An eigenvalue solver stops at NaN with an error; a loss is to become NaN, and nobody waits to look at it here.
+    finite = k.detach().isfinite().all() & m.detach().isfinite().all()
+    k, m = torch.where(finite, k, 0.0), torch.where(finite, m, 0.0)
     # Of degree ½ in the scale of each matrix: brought to 1 and back, so that squares cannot underflow.
     (k, k_scale), (m, m_scale) = _unit(_centered(k)), _unit(_centered(m))
     with torch.no_grad():
@@ -143,7 +148,7 @@ def _constrained_covariance(k: Tensor, m: Tensor) -> Tensor:
     tiny = torch.finfo(norms.dtype).tiny
     covariance: Tensor = (f @ k) @ (m @ g) / torch.where(norms > tiny, norms, 1.0).sqrt()
     scale = k_scale.sqrt() * m_scale.sqrt() / len(k)
-    return torch.where(norms > tiny, covariance * scale, 0.0)
+    return torch.where(finite, torch.where(norms > tiny, covariance * scale, 0.0), torch.nan)
 
 
 def _full_precision(x: Tensor) -> torch.autocast:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InputError
+from sfumato.information.checks import require_finite
 from sfumato.information.fitting import Fitting, fit_and_score
 from sfumato.information.networks import perceptron
 from sfumato.information.rows import derangement, paired_rows
@@ -140,9 +141,10 @@ def estimate_mutual_information(
         bounded: See :class:`Mine`.
 
     Raises:
-        InputError: The two differ in N, or there are too few pairs to hold any out.
+        InputError: The two differ in N, there are too few pairs to hold any out, or an element is NaN or infinite.
     """
     x, z = paired_rows("estimate_mutual_information", x, z)
+    require_finite(x=x, z=z)
     mine = Mine(x.shape[1], z.shape[1], generator=generator, hidden=hidden, bounded=bounded).to(x.device)
     return fit_and_score(
         mine,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import InputError, one_of
+from sfumato.errors import InputError
+from sfumato.information.checks import require_choice, require_counts, require_indices, require_rows
 from sfumato.information.gaussian import shrink
 from sfumato.information.grouping import Total, add_outer_products, alone, group_products, group_sizes
 from sfumato.information.rate import mixture_rate
@@ -33,6 +34,7 @@ class ClassMixture(nn.Module):
             K·M·D² numbers are the largest thing here.
 
     Attributes:
+        covariance: Their form.
         means: (K, M, D).
         covariances: About the centers: (K, M), (K, M, D) or (K, M, D, D), by the form.
         weights: (K, M), summing to 1 within a class.
@@ -40,7 +42,7 @@ class ClassMixture(nn.Module):
         ready: Whether there was a pass.
 
     Raises:
-        InputError: No component, or an unknown form of covariance.
+        InputError: No class, component or dimension, or an unknown form of covariance.
     """
 
     means: Tensor
@@ -51,10 +53,9 @@ class ClassMixture(nn.Module):
 
     def __init__(self, num_classes: int, components: int, dim: int, covariance: Covariance = "isotropic") -> None:
         super().__init__()
-        if components < 1:
-            raise InputError("components", components, "1 or more")
-        if covariance not in get_args(Covariance):
-            raise InputError("covariance", covariance, one_of(get_args(Covariance), covariance))
+        require_counts(num_classes=num_classes, components=components, dim=dim)
+        require_choice("covariance", covariance, get_args(Covariance))
+        self.covariance: Covariance = covariance
         form = {"isotropic": (), "diagonal": (dim,), "full": (dim, dim)}[covariance]
         self.register_buffer("means", torch.zeros(num_classes, components, dim))
         self.register_buffer("covariances", torch.zeros(num_classes, components, *form))
@@ -74,7 +75,11 @@ class ClassMixture(nn.Module):
         Args:
             noise_variance: σ² > 0.
             shrinkage: Of the covariances; see :func:`~sfumato.information.shrink`.
+
+        Raises:
+            InputError: There was no refresh yet, a σ² that is not above 0, or a shrinkage that is no share.
         """
+        require_refreshed(self)
         shares = self.shares.double()
         covariances = shrink(self.covariances.double().flatten(0, 1), shrinkage)
         return float(mixture_rate(shares / shares.sum(), covariances, noise_variance, dim=self.means.shape[-1]))
@@ -88,7 +93,11 @@ class ClassMixture(nn.Module):
 
         Returns:
             (N,) flat component index, y·M + m.
+
+        Raises:
+            InputError: Another shape or type. Labels are not looked at.
         """
+        require_rows(z, y, self.means.shape[2], self.means.dtype)
         return self._nearest()(z, y)
 
     def _nearest(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -114,17 +123,32 @@ class ClassMixture(nn.Module):
         one of them afterwards.
 
         Args:
-            features: Starts a pass over batches (z (N, D), y (N,)) of all features.
+            features: Starts a pass over batches (z (N, D), y (N,)) of all features, each time that it is called.
             generator: Draws the k-means++ centers.
+
+        Raises:
+            InputError: A pass without a feature, features or labels of another shape or type, labels out of range, or
+                features that are not finite. A mixture that had a pass before is left as it was.
         """
         if not bool(self.ready):
-            self._start(list(_reservoir(features(), *self.means.shape[:2])), generator)
-        self._lloyd(features())
+            self._start(list(_reservoir(self._checked(features()), *self.means.shape[:2])), generator)
+        self._lloyd(self._checked(features()))
         self.ready.fill_(True)
+
+    def _checked(self, features: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        seen = False
+        for z, y in features:
+            require_rows(z, y, self.means.shape[2], self.means.dtype)
+            require_indices("y", y, len(self.means), "class")
+            seen = seen or len(z) > 0
+            yield z, y
+        if not seen:
+            raise InputError("features", "no feature in a pass", "a callable that gives all features each time")
 
     def _start(self, batches: list[tuple[Tensor, Tensor]], generator: torch.Generator) -> None:
         """k-means++ on the sample, for all classes at once: next center with probability ∝ squared distance."""
         z, y = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
+        _require_sums(z)
         k, m, _ = self.means.shape
         member = torch.nn.functional.one_hot(y, k).T.to(z.dtype)  # (K, N)
         member[member.sum(1) == 0] = 1  # a class without a feature starts anywhere; its weight stays 0
@@ -176,6 +200,7 @@ class ClassMixture(nn.Module):
             sums.index_add_(0, index, residual)
             _add_squares(squares, residual, distance, index)
             _keep_farthest(farthest, strays, distance, z, y)
+        _require_sums(squares)
         shift = sums / counts.clamp_min(1).unsqueeze(1)
         self.means += shift.view(k, m, d)
         self.covariances.copy_(_about(shift, squares, counts).view_as(self.covariances))
@@ -188,6 +213,21 @@ class ClassMixture(nn.Module):
         empty = (counts == 0) & (farthest >= 0).unsqueeze(1)
         first = empty & (empty.cumsum(1) == 1)  # one a class and pass: two would sit on the same feature
         self.means.copy_(torch.where(first.unsqueeze(-1), strays.unsqueeze(1), self.means))
+
+
+def require_refreshed(mixture: ClassMixture) -> None:
+    """A mixture that stands for some features; waits for the device.
+
+    Raises:
+        InputError: It has not seen any.
+    """
+    if not bool(mixture.counts.any()):
+        raise InputError("mixture", "one that has seen no feature", "a mixture after its first refresh")
+
+
+def _require_sums(values: Tensor) -> None:
+    if not bool(values.isfinite().all()):
+        raise InputError("features", "NaN, infinity, or squares that overflow", "finite features")
 
 
 def _add_squares(sums: Tensor, residual: Tensor, distance: Tensor, index: Tensor) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from sfumato.errors import InputError
+from sfumato.information.checks import require_counts
 
 
 def perceptron(inputs: int, hidden: int, outputs: int, *, generator: torch.Generator) -> nn.Sequential:
@@ -22,9 +22,7 @@ def perceptron(inputs: int, hidden: int, outputs: int, *, generator: torch.Gener
     Raises:
         InputError: A width below 1.
     """
-    for name, value in (("inputs", inputs), ("hidden", hidden), ("outputs", outputs)):
-        if value < 1:
-            raise InputError(name, value, "1 or more")
+    require_counts(inputs=inputs, hidden=hidden, outputs=outputs)
     widths = (inputs, hidden, hidden, outputs)
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from sfumato.information.attention import (
     gated_scores,
     mean_log_variance,
 )
+from sfumato.information.checks import require_choice, require_counts
 from sfumato.information.grouping import group_sizes
 from sfumato.information.running import ClassAverage
 
@@ -39,6 +40,9 @@ class GatedPooling(nn.Module):
         uniform: ε in [0, 1]; 1 is the plain variance of the class.
         objective: What V, U and w learn: ``adversarial`` the largest variance, ``joint`` the smallest.
         generator: Draws V and U.
+
+    Raises:
+        InputError: A number of things below 1, a share or momentum out of its range, or an unknown objective.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class GatedPooling(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        require_counts(num_classes=num_classes, dim=dim, hidden=hidden)
+        require_choice("objective", objective, get_args(Objective))
         if not 0 <= uniform <= 1:
             raise InputError("uniform", uniform, "a share from 0 to 1")
         self.num_classes, self.uniform = num_classes, uniform
@@ -77,7 +83,11 @@ class GatedPooling(nn.Module):
             side: Who is to learn from it. ``feature``: the weights are constants, and the batch enters the running
                 averages. ``attention``: the features are constants, and nothing is kept.
             generator: Not used; nothing is drawn.
+
+        Raises:
+            InputError: There is no such side.
         """
+        require_choice("side", side, get_args(Side))
         with torch.set_grad_enabled(side == "attention" and torch.is_grad_enabled()):
             weights = self.weights(z.detach(), y)
         z = z if side == "feature" else z.detach()

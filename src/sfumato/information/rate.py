@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import InputError
+from sfumato.information.checks import require_finite, require_indices, require_noise, require_variances
 from sfumato.information.gaussian import add_variance, dimension, log_densities, log_determinants
 
 
@@ -31,11 +32,12 @@ def mixture_rate(weights: Tensor, covariances: Tensor, noise_variance: float, *,
         A scalar in nats.
 
     Raises:
-        InputError: Weights that are no distribution, a σ² of 0 or less, or shapes that do not fit.
+        InputError: Weights that are no distribution, a σ² of 0 or less, variances below 0, covariances that are not
+            finite, or shapes that do not fit.
     """
     _check_weights(weights, covariances)
-    if not 0 < noise_variance < math.inf:
-        raise InputError("noise_variance", noise_variance, "a variance above 0: without noise the rate is infinite")
+    require_noise(noise_variance)
+    require_variances(covariances)
     # In units of the noise: the ratio of the two determinants is one determinant then.
     dim = dimension(covariances, dim)
     growth = 0.5 * log_determinants(add_variance(covariances / noise_variance, 1.0), dim)
@@ -96,9 +98,15 @@ def feature_utility(z: Tensor, components: Tensor, weights: Tensor, means: Tenso
         A scalar.
 
     Raises:
-        InputError: Weights that are no distribution, or shapes that do not fit.
+        InputError: Weights that are no distribution, components that there are not, variances of 0 or less, shapes
+            that do not fit, or an element that is NaN or infinite.
     """
     _check_weights(weights, covariances)
+    if components.shape != z.shape[:1]:
+        raise InputError("shape of components", tuple(components.shape), f"({len(z)},), one of each feature")
+    require_indices("components", components, len(weights), "component")
+    require_finite(z=z, means=means)
+    require_variances(covariances, positive=True)
     joint = log_densities(z, means, covariances) + weights.log()
     own = joint.gather(1, components.view(-1, 1)).squeeze(1)
     return (own - joint.logsumexp(1)).exp().mean()

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfumato.errors import InputError
+from sfumato.information.checks import require_floors, require_noise, require_shrinkage
 from sfumato.information.gaussian import add_variance, cholesky, shrink
 from sfumato.information.grouping import Total, alone, group_products, group_sums
-from sfumato.information.mixture import ClassMixture
+from sfumato.information.mixture import ClassMixture, require_refreshed
 
 _GAMMA = 0.01  # the authors' floor under both variances
 
@@ -30,12 +32,18 @@ def reference_loss(mixture: ClassMixture, z: Tensor, y: Tensor, floor: float, *,
         mixture: Isotropic, per class.
         z: Clean features (N, D).
         y: Labels (N,).
-        floor: No pressure on variances below it (authors: t·σ² with t = 0.125).
+        floor: No pressure on variances below it, 0 or more (authors: t·σ² with t = 0.125).
         total: Sums over the processes that share the batch.
 
     Returns:
-        A scalar whose gradient reaches z alone.
+        A scalar whose gradient reaches z alone; 0 for a batch without a feature.
+
+    Raises:
+        InputError: A mixture that is not isotropic, a floor below 0, or features or labels of another shape or type.
     """
+    require_floors(floor, _GAMMA)
+    if mixture.covariance != "isotropic":
+        raise InputError("covariance of the mixture", mixture.covariance, "isotropic")
     k, m, d = mixture.means.shape
     index = mixture.assign(z, y)
     distance = (z - mixture.means.view(k * m, d).index_select(0, index)).square().mean(1)
@@ -44,14 +52,14 @@ def reference_loss(mixture: ClassMixture, z: Tensor, y: Tensor, floor: float, *,
     found, expected = mixture.track(index, total=total)
     own = group_sums(distance, index, k * m)
     # As large as the batch is to the share, for the mean over processes that gradients become.
-    gradient_only = found.sum() / len(z) * (own - own.detach())
+    gradient_only = found.sum() / max(1, len(z)) * (own - own.detach())
     batch = (total(own.detach()) + gradient_only) / found.clamp_min(1)
     a = (10 * found / expected.clamp_min(torch.finfo(z.dtype).tiny)).clamp_max(0.99) * (found > 0)
     variance = a * batch + (1 - a) * before
     mixture.covariances.copy_(variance.detach().view(k, m))
     loss = weights * ((variance + _GAMMA).log() - math.log(floor + _GAMMA)).relu()
     present = found.view(k, m).sum(1) > 0
-    return (loss.view(k, m).sum(1) * present).sum() / present.sum()
+    return (loss.view(k, m).sum(1) * present).sum() / present.sum().clamp_min(1)
 
 
 class RateLoss:
@@ -68,14 +76,23 @@ class RateLoss:
     fraction of b_i/(n·π_i). That they changed is known by the tensor's version, which whatever PyTorch does in place
     raises, but for the broadcast of buffers of ``DistributedDataParallel``: keep the mixture out of that.
 
+    A mixture that was never refreshed stands for nothing, and has no R: the CEM defense begins with the second epoch,
+    whose start refreshes it.
+
     Args:
         mixture: The mixture over clean features.
         noise_variance: σ² > 0.
-        shrinkage: Of full covariances: R is that of (1 − s)·Σ + s·(tr Σ/D)·I.
+        shrinkage: s from 0 to 1, of full covariances: R is that of (1 − s)·Σ + s·(tr Σ/D)·I.
+
+    Raises:
+        InputError: A σ² that is not above 0, or an s that is no share.
     """
 
     def __init__(self, mixture: ClassMixture, noise_variance: float, shrinkage: float = 0.0) -> None:
+        require_noise(noise_variance)
+        require_shrinkage(shrinkage)
         self._mixture, self._noise, self.shrinkage = mixture, noise_variance, shrinkage
+        self._refreshed = False
         self._factors: _Factors | None = None
 
     def __call__(self, z: Tensor, y: Tensor, *, total: Total = alone) -> Tensor:
@@ -86,8 +103,14 @@ class RateLoss:
             y: Class of each (N,).
             total: Sums over the processes that share the batch: the running values follow the whole, and the mean of
                 the processes' gradients is that of the whole where their shares are equal.
+
+        Raises:
+            InputError: The mixture was never refreshed, or features or labels of another shape or type.
         """
         mixture = self._mixture
+        if not self._refreshed:  # once, for it waits for the device
+            require_refreshed(mixture)
+            self._refreshed = True
         index = mixture.assign(z, y)
         with torch.no_grad():
             residual = z.detach() - mixture.means.flatten(0, 1).index_select(0, index)
@@ -102,7 +125,7 @@ class RateLoss:
                 growth = growth * (z.shape[1] if variances.ndim == 1 else 1)
             shares = mixture.shares
             value = (shares * growth - torch.special.xlogy(shares, shares)).sum()
-        loss: Tensor = value + (pull * (z - z.detach())).sum() / len(z)
+        loss: Tensor = value + (pull * (z - z.detach())).sum() / max(1, len(z))
         return loss
 
     def _follow(self, residual: Tensor, index: Tensor, found: Tensor, expected: Tensor, total: Total) -> Tensor:

@@ -18,13 +18,15 @@ def paired_rows(measure: str, x: Tensor, z: Tensor, least: int = 2) -> tuple[Ten
         least: Smallest N that the measure is defined for.
 
     Raises:
-        InputError: The two differ in N, N is too small, or a row has no element.
+        InputError: The two differ in N, N is too small, a row has no element, or numbers are complex.
     """
     if x.ndim == 0 or z.ndim == 0 or len(x) != len(z) or len(x) < least:
         sizes = tuple(len(v) if v.ndim else 0 for v in (x, z))
         raise InputError(f"{measure} (N of x, N of z)", sizes, f"the same N of {least} or more")
     if x.numel() == 0 or z.numel() == 0:
         raise InputError(f"{measure} (shape of x, shape of z)", (tuple(x.shape), tuple(z.shape)), "no empty rows")
+    if x.is_complex() or z.is_complex():
+        raise InputError(f"{measure} (dtype of x, dtype of z)", (x.dtype, z.dtype), "real numbers")
     floating = next((v.dtype for v in (x, z) if v.is_floating_point()), torch.get_default_dtype())
     return _flat(x, floating), _flat(z, floating)
 

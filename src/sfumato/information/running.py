@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InputError
+from sfumato.information.checks import require_counts
 
 
 class ClassAverage(nn.Module):
@@ -30,6 +31,7 @@ class ClassAverage(nn.Module):
 
     def __init__(self, num_classes: int, dim: int, momentum: float) -> None:
         super().__init__()
+        require_counts(num_classes=num_classes, dim=dim)
         if not 0 <= momentum < 1:
             raise InputError("momentum", momentum, "a number from 0 to below 1")
         self.momentum = momentum

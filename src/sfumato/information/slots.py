@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from sfumato.errors import InputError
 from sfumato.information.attention import class_mean, class_uniform, mean_log_variance
+from sfumato.information.checks import require_choice, require_counts
 from sfumato.information.grouping import group_sizes
 from sfumato.information.pooling import Side
 from sfumato.information.running import ClassAverage
@@ -62,15 +64,16 @@ class SlotAttention(nn.Module):
         hidden: H of features and slots.
         iterations: Rounds of refinement, with one set of weights.
         generator: Draws all weights.
+
+    Raises:
+        InputError: A number of things below 1.
     """
 
     def __init__(
         self, num_classes: int, slots: int, hidden: int, *, iterations: int = 3, generator: torch.Generator
     ) -> None:
         super().__init__()
-        for name, number in (("slots", slots), ("iterations", iterations)):
-            if number < 1:
-                raise InputError(name, number, "1 or more")
+        require_counts(num_classes=num_classes, slots=slots, hidden=hidden, iterations=iterations)
         self.iterations = iterations
 
         def drawn(*shape: int) -> nn.Parameter:
@@ -143,6 +146,9 @@ class SlotReadout(nn.Module):
         noise: Standard deviation of the noise on the starting slots; 0 draws nothing.
         momentum: Of the running averages, in [0, 1).
         generator: Draws all weights.
+
+    Raises:
+        InputError: A number of things below 1, or a deviation or momentum out of its range.
     """
 
     def __init__(
@@ -158,6 +164,9 @@ class SlotReadout(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        require_counts(num_classes=num_classes, dim=dim, hidden=hidden)
+        if not 0 <= noise < math.inf:
+            raise InputError("noise", noise, "a standard deviation of 0 or more")
         self.num_classes, self.noise = num_classes, noise
         self.attention = SlotAttention(num_classes, slots, hidden, iterations=iterations, generator=generator)
         self.inward = nn.Parameter(torch.randn(hidden, dim, generator=generator) / math.sqrt(dim))
@@ -183,7 +192,11 @@ class SlotReadout(nn.Module):
             side: Who is to learn from it. ``feature``: the read-outs are constants, and the batch enters the running
                 averages. ``attention``: the features are constants, and nothing is kept.
             generator: Source of the noise on the starting slots, where there is any.
+
+        Raises:
+            InputError: There is no such side, or noise without a generator.
         """
+        require_choice("side", side, get_args(Side))
         counts, even = group_sizes(y, self.num_classes), class_uniform(y, self.num_classes, z.dtype)
         centers = self.centers.blend(class_mean(z, even, y, self.num_classes), counts)
         deviation = z - centers[y]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sfumato.data import Batches, ImageSet
+from sfumato.errors import InputError
 from sfumato.information import ClassMixture, add_variance, dfil, feature_utility
 from sfumato.models import SplitModel
 
@@ -35,7 +36,8 @@ def theory(split: SplitModel, images: ImageSet, *, generator: torch.Generator) -
 
     Returns:
         ``mixture_rate_nats``, ``mixture_rate_nats_per_dimension``, ``feature_utility`` in [0, 1] and ``dfil`` per
-        pixel; empty where the channel adds no Gaussian noise, for all but the utility are infinite then.
+        pixel; empty where the channel adds no Gaussian noise, for all but the utility are infinite then, and where
+        features are not finite, as those of a model whose training diverged.
     """
     variance = split.feature.noise_variance
     if variance == 0:
@@ -51,8 +53,11 @@ def theory(split: SplitModel, images: ImageSet, *, generator: torch.Generator) -
     dim = torch.Size(split.feature.shape).numel()
     components = max(1, min(_COMPONENTS, len(sample) // (_IMAGES_PER_COMPONENT * images.num_classes)))
     mixture = ClassMixture(images.num_classes, components, dim, "diagonal").to(sample.images.device)
-    for _ in range(_PASSES):
-        mixture.refresh(features, generator=generator)
+    try:
+        for _ in range(_PASSES):
+            mixture.refresh(features, generator=generator)
+    except InputError:  # not finite: all else of them is as the mixture wants it
+        return {}
     rate = mixture.rate(variance)
     probed = (sample.images[:_PROBED].float() / 255).to(next(split.edge.parameters(), torch.empty(0)).dtype)
     return {
