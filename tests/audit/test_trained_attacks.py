@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -92,6 +93,23 @@ def test_finds_the_minimum_and_goes_no_further(attack: str, name: str, sigma: fl
     linear = row.figures.linear_mse / row.figures.mmse.value if attack == "mirror" else 1.0
     most = FALLS_SHORT.get((attack, name, sigma), 1.03)
     assert 1 - 4 * row.attack.ratio.error <= row.attack.ratio.value / linear <= most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sigma", [0.03, 0.1])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("smooth", (1, 16, 16)), ("smooth", (3, 12, 12)), ("patches", (1, 20, 20))]
+)
+def test_in_other_dimensions(name: str, shape: tuple[int, int, int], sigma: float) -> None:
+    """256, 432 and 400 of them; 144 everywhere else."""
+    bed = STANDARD_BEDS[name].build(sigma, shape)
+    row = measure(name, bed, attack=RESIDUAL, sizes=EASY, runtime=runtime())
+    figures, attack = row.figures, row.attack
+    assert attack is not None
+    assert figures.dim == math.prod(shape)
+    assert row.broken() == ()
+    assert figures.bound.value < figures.mmse.value <= attack.mse.value + 4 * attack.mse.error
+    assert 1 - 4 * attack.ratio.error <= attack.ratio.value <= 1.03
 
 
 @pytest.mark.slow

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import json
+from importlib import resources
+
 import pytest
 from bench_toys import SWEPT, told
 
+from sfumato.attacks import build
 from sfumato.audit import Settings
 from sfumato.bench import (
     Job,
     check_experiment,
     expand,
     number_of_models,
+    packaged_names,
     parse_experiment,
     point_label,
     read_experiment,
@@ -212,3 +217,95 @@ def test_experiments_on_one_data_set_share_their_models():
     for key in shared:
         assert one[key].model_dump(exclude={"defenses"}) == other[key].model_dump(exclude={"defenses"})
         assert list(one[key].resolved_defenses().values()) == list(other[key].resolved_defenses().values())
+
+
+def trained(name: str, size: str, *, rows: dict[str, str] | None = None) -> dict[str, set[str]]:
+    """What the models of each row are made from, the attacks on them left out; ``rows`` names some of them anew."""
+    found: dict[str, set[str]] = {}
+    for job in expand(read_experiment(name), size, only=list(rows or ())):
+        (defense,) = job.settings.resolved_defenses().values()
+        made = [job.settings.model_dump(include={"data", "model", "training", "seed"}), defense.describe()]
+        label = rows[job.row] if rows else job.row
+        found.setdefault(label, set()).add(json.dumps(made, sort_keys=True, default=str))
+    return found
+
+
+WEIGHTS = {"λ = 0": "Noise_ARL", "λ = 16": "Noise_ARL+CEM"}
+CUTS = {"cut 2": "Noise_ARL", "cut 2+CEM": "Noise_ARL+CEM"}
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "size", "models"),
+    [
+        ("cem-figure-4b", WEIGHTS, "small", 6),
+        ("cem-figure-4b", WEIGHTS, "paper", 21),
+        ("cem-figure-4c", CUTS, "small", 4),
+        ("cem-figure-4c", CUTS, "paper", 21),
+    ],
+)
+def test_figures_share_with_figure_4_a_what_their_headers_say(name, rows, size, models):
+    theirs = trained("cem-figure-4a", size)
+    for label, some in trained(name, size, rows=rows).items():
+        assert len(some) == models
+        assert some <= theirs[label]
+    everything = set().union(*theirs.values())
+    others = [row.label for row in read_experiment(name).rows if row.label not in rows]
+    assert others
+    for some in trained(name, size, rows={label: label for label in others}).values():
+        assert not some & everything
+
+
+@pytest.mark.parametrize("size", ["small", "paper"])
+def test_the_pictures_are_of_the_models_of_the_table(size):
+    pictures, table = trained("cem-figure-5", size), trained("cem-table-tinyimagenet", size)
+    assert set(table) - set(pictures) == {"Bottleneck+noise"}
+    for label, some in pictures.items():
+        assert len(some) == 1
+        assert some < table[label]
+    if size == "small":  # the paper's table has the GAN attack too
+        one, other = (read_experiment(name).sizes[size] for name in ("cem-figure-5", "cem-table-tinyimagenet"))
+        assert one.attacks == other.attacks
+
+
+def parts_of(name: str, label: str) -> dict[str, dict[str, object]]:
+    (job,) = expand(read_experiment(name), "small", seeds=[0], only=[label])[:1]
+    (defense,) = job.settings.resolved_defenses().values()
+    return {str(part["part"]): part for part in defense.describe()}
+
+
+@pytest.mark.parametrize("data", ["cifar100", "tinyimagenet", "facescrub"])
+def test_small_tables_have_the_figures_of_the_first(data):
+    """What was chosen for CIFAR-10: the constant weight, distance correlation's, and an adversary that is punished."""
+    name = f"cem-table-{data}"
+    for row in read_experiment(name).rows:
+        here, there = parts_of(name, row.label), parts_of("cem-table-cifar10", row.label)
+        assert set(here) == set(there)
+        for part in ("cem", "distance_correlation", "adversary"):
+            if part in here:
+                own = {"threshold"} if part == "cem" else set()
+                same = [{k: v for k, v in one[part].items() if k not in own} for one in (here, there)]
+                assert same[0] == same[1], row.label
+    adversary = parts_of(name, "ResSFL")["adversary"]
+    assert (adversary["alpha"], adversary["lr"], adversary["threshold"]) == (0.5, 0.005, 0.2)
+    assert parts_of(name, "Bottleneck+CEM")["cem"]["weight"] == 0.3
+
+
+def test_the_weights_of_figure_4_b_are_in_the_papers_proportion():
+    for weight in (2, 8, 16, 32):
+        cem = parts_of("cem-figure-4b", f"λ = {weight}")["cem"]
+        assert cem["weight"] == pytest.approx(0.3 * weight / 16)
+        assert cem["schedule"] == "constant"
+
+
+@pytest.mark.parametrize("name", packaged_names())
+def test_headers_say_how_epochs_are_selected_and_where_the_gan_starts(name):
+    folder = resources.files("sfumato.bench") / "experiments"
+    header = folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8").split("\nname:")[0]
+    size = read_experiment(name).sizes["paper"]
+    assert size.training.select_from == 0.75
+    assert "select_from: 0.75" in header
+    (gan,) = [build(one) for one in size.attacks if one["attack"] == "gan"] or [None]
+    assert ("start: decoder" in header) == (gan is not None)
+    if gan is not None:
+        assert (gan.start, gan.pretrain_epochs) == ("decoder", 50)
+        assert "trained for 50" in header

@@ -74,6 +74,22 @@ def test_options(few, capsys):
     assert first == again != other
 
 
+@pytest.mark.parametrize("side", [12, 16])
+def test_the_side_of_the_images(few, capsys, side):
+    content = told(capsys, "calibrate", "--no-attack", "--side", str(side), "--sigma", "0.1")
+    assert [row["figures"]["dim"] for row in content["rows"]] == [side**2] * 4
+    assert [row["verdict"] for row in content["rows"]] == ["holds"] * 4
+    # All pixels of `white` are sent: the same nats for each at any size.
+    white = content["rows"][0]["figures"]
+    assert white["information"]["value"] / side**2 == pytest.approx(49.91 / 144, rel=1e-3)
+
+
+def test_the_attack_too_meets_images_of_that_side(few, capsys):
+    row = told(capsys, *CALIBRATE, "--side", "16")["rows"][0]
+    assert row["figures"]["dim"] == 256
+    assert row["attack"]["mse"]["value"] > row["measured"]["value"]
+
+
 def test_the_attack_is_trained_unless_told_not_to(few, capsys):
     row = told(capsys, *CALIBRATE)["rows"][0]
     assert row["attack"]["mse"]["value"] > row["measured"]["value"]
@@ -143,6 +159,11 @@ def test_interrupted(capsys, monkeypatch):
         (["--seed", "-1"], "seed: got -1"),
         (["--seed", str(2**31)], "seed: got 2147483648"),
         (["--seeds", "1"], "--seed"),
+        (["--side", "8"], "a multiple of 4 from 12 to 32"),
+        (["--side", "14"], "side: got 14"),
+        (["--side", "36"], "side: got 36"),
+        (["--side", "-12"], "side: got -12"),
+        (["--side", "wide"], "wide"),
     ],
 )
 def test_bad_input_is_one_line(arguments, words, capsys):
@@ -154,5 +175,5 @@ def test_bad_input_is_one_line(arguments, words, capsys):
 
 
 def test_everything_wrong_is_told_at_once(capsys):
-    assert run(["calibrate", "--sigma", "0", "-2", "--bed", "x", "--seed", "-1"]) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 4
+    assert run(["calibrate", "--sigma", "0", "-2", "--bed", "x", "--side", "13", "--seed", "-1"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 5

@@ -110,6 +110,49 @@ def test_standard_beds(name: str, sigma: float) -> None:
     assert 0.01 * f.mmse.value > 1 / 12 / 255**2
 
 
+@pytest.mark.parametrize("sigma", [0.03, 0.3])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 12, 16), (3, 8, 12)])
+@pytest.mark.parametrize("name", STANDARD_BEDS)
+def test_standard_beds_of_other_sizes(name: str, shape: tuple[int, int, int], sigma: float) -> None:
+    bed = STANDARD_BEDS[name].build(sigma, shape)
+    assert bed.image_shape == shape
+    x, _ = bed.draw(1500, generator=generator())
+    z = bed.channel.send(x, generator=generator(1))
+    f = bed.figures(generator=generator(2), samples=2000)
+    assert f.dim == math.prod(shape)
+    assert f.prior_variance == pytest.approx(float(x.var()), rel=0.1)
+    errors = (bed.reconstruct(z) - x).square().flatten(1).mean(1)
+    assert abs(float(errors.mean()) - f.mmse.value) < 4 * (f.mmse.error + float(errors.std()) / 1500**0.5)
+    room = 1 + 1e-9
+    assert f.bound.value - 4 * f.bound.error <= f.mmse.value * room
+    assert f.mmse.value - 4 * f.mmse.error <= f.linear_mse * room < f.prior_variance
+    assert f.information.value - 4 * f.information.error <= f.rate * room
+
+
+@pytest.mark.parametrize("name", ["white", "patches"])
+def test_independent_patches_leave_the_same_error_at_every_size(name: str) -> None:
+    one, other = (STANDARD_BEDS[name].build(0.05, shape) for shape in [(1, 12, 12), (3, 8, 4)])
+    few, many = (bed.figures(generator=generator()) for bed in (other, one))
+    assert few.mmse.value == pytest.approx(many.mmse.value)
+    assert few.bound.value == pytest.approx(many.bound.value)
+    assert few.information.value / few.dim == pytest.approx(many.information.value / many.dim)
+
+
+def test_channels_of_the_smooth_bed_are_alike_and_those_of_the_others_are_not() -> None:
+    for name, expected in (("smooth", 0.8 * 0.1**2 / (0.1**2 + 0.03**2)), ("patches", 0.0)):
+        x, _ = STANDARD_BEDS[name].build(0.1, (3, 8, 8)).draw(4000, generator=generator())
+        first, second, _ = (x - 0.5).unbind(1)
+        correlation = (first * second).mean() / (first.square().mean() * second.square().mean()).sqrt()
+        assert float(correlation) == pytest.approx(expected, abs=0.02), name
+
+
+@pytest.mark.parametrize("name", STANDARD_BEDS)
+@pytest.mark.parametrize("shape", [(1, 10, 12), (1, 12, 6), (0, 12, 12), (12, 12)])
+def test_sizes_that_cannot_be(name: str, shape) -> None:
+    with pytest.raises(InputError, match="image_shape"):
+        STANDARD_BEDS[name].build(0.1, shape)
+
+
 def test_what_the_standard_beds_are_for() -> None:
     figures = {
         name: bed.build(0.03).figures(generator=generator(), samples=2000) for name, bed in STANDARD_BEDS.items()

@@ -19,6 +19,7 @@ from rich.table import Table
 from sfumato.audit.calibration import CALIBRATION_ATTACK, NEAR, Calibration, measure
 from sfumato.errors import InputError, one_of, raise_all
 from sfumato.information import STANDARD_BEDS
+from sfumato.information.standard_beds import IMAGE_SHAPE
 from sfumato.progress import Bar
 from sfumato.training import Runtime, make_fabric
 
@@ -26,6 +27,7 @@ BROKEN = 3
 """Exit code where an inequality does not hold."""
 _SIGMAS = (0.03, 0.1)
 _RANGE = (1e-5, 1e3)
+_SIDES = range(12, 33, 4)  # patches are 4×4, SSIM's window is 11×11, and covariances have side⁴ entries
 _INTERRUPTED = 130
 _MOST_SEEDS = 2**31
 
@@ -40,6 +42,7 @@ def calibrate_command(
         tuple[str, ...],
         Parameter(help=f"Which beds: {', '.join(STANDARD_BEDS)}; by default all.", consume_multiple=True, negative=()),
     ] = (),
+    side: Annotated[int, Parameter(help="Side of the images in pixels, a multiple of 4.")] = IMAGE_SHAPE[-1],
     attack: Annotated[bool, Parameter(help="Also train the decoder attack on every bed (a minute or two).")] = True,
     seed: Annotated[int, Parameter(help="Of images, noise and the attack.")] = 0,
     json: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON instead of a table.")] = False,
@@ -50,7 +53,7 @@ def calibrate_command(
     samples, mmse ≤ MSE of the attack. 3 where one does not, beyond four standard errors.
     """
     names = bed or tuple(STANDARD_BEDS)
-    raise_all(_wrong(sigma, names, seed))
+    raise_all(_wrong(sigma, names, side, seed))
     try:
         with Bar(Console(stderr=True)) as progress, _one_thread(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # dependencies' advice to programmers is no help to a user
@@ -58,7 +61,7 @@ def calibrate_command(
             found = [
                 measure(
                     name,
-                    STANDARD_BEDS[name].build(level),
+                    STANDARD_BEDS[name].build(level, (1, side, side)),
                     attack=CALIBRATION_ATTACK if attack else None,
                     seed=seed,
                     runtime=runtime,
@@ -85,13 +88,15 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _wrong(sigmas: Sequence[float], names: Sequence[str], seed: int) -> list[InputError]:
+def _wrong(sigmas: Sequence[float], names: Sequence[str], side: int, seed: int) -> list[InputError]:
     low, high = _RANGE
     accepted = f"a standard deviation from {low:g} to {high:g}: features are sent in single precision"
     wrong = [InputError("sigma", s, accepted) for s in sigmas if not low <= s <= high]
     if not sigmas:
         wrong.append(InputError("sigma", "none", "one or more standard deviations"))
     wrong += [InputError("bed", n, one_of(STANDARD_BEDS, n)) for n in names if n not in STANDARD_BEDS]
+    if side not in _SIDES:
+        wrong.append(InputError("side", side, f"a multiple of {_SIDES.step} from {_SIDES[0]} to {_SIDES[-1]}"))
     if not 0 <= seed < _MOST_SEEDS:
         wrong.append(InputError("seed", seed, f"0 to {_MOST_SEEDS - 1}"))
     return wrong

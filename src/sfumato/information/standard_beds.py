@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +15,12 @@ from sfumato.information.beds import Bed, LinearChannel
 from sfumato.information.testbeds import GaussianMixture, LinearGaussian
 
 IMAGE_SHAPE = (1, 12, 12)
-"""12 is the smallest even side of which SSIM can be judged."""
+"""Unless told otherwise. 12 is the smallest even side of which SSIM can be judged."""
 _GRAY = 0.5
 _STD = 0.1
 _GRAIN = 0.03
+_BETWEEN_CHANNELS = 0.8
+_PATCH = 4
 
 
 def stationary_covariance(
@@ -97,36 +100,56 @@ def projection(image_shape: tuple[int, int, int], kernels: Tensor, sigma: float)
     return LinearChannel(*_with(sigma, made))
 
 
-def white(sigma: float) -> Bed:
+def white(sigma: float, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> Bed:
     """Independent pixels, all of them sent: theorem 1 holds with equality."""
-    channel = average_pooling(IMAGE_SHAPE, 1, sigma)
-    return LinearGaussian(_gray(), stationary_covariance(IMAGE_SHAPE, std=_STD, lengths=(0, 0)), channel)
+    mean, covariance = _gray(image_shape), stationary_covariance(image_shape, std=_STD, lengths=(0, 0))
+    return LinearGaussian(mean, covariance, average_pooling(image_shape, 1, sigma))
 
 
-def smooth(sigma: float) -> Bed:
+def smooth(sigma: float, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> Bed:
     """Pixels that resemble their neighbors, pooled by two: neighboring features help each other."""
-    covariance = stationary_covariance(IMAGE_SHAPE, std=_STD, lengths=(4.0, 4.0)) + _grain()
-    return LinearGaussian(_gray(), covariance, average_pooling(IMAGE_SHAPE, 2, sigma))
+    mean = _gray(image_shape)
+    alike = stationary_covariance(image_shape, std=_STD, lengths=(4.0, 4.0), between_channels=_BETWEEN_CHANNELS)
+    grain = stationary_covariance(image_shape, std=_GRAIN, lengths=(0, 0))
+    return LinearGaussian(mean, alike + grain, average_pooling(image_shape, 2, sigma))
 
 
-def patches(sigma: float) -> Bed:
+def patches(sigma: float, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> Bed:
     """4×4 patches that are planes in the main, each sent as three mixed projections."""
-    return LinearGaussian(_gray(), patch_covariance(IMAGE_SHAPE, _plane_covariance(_STD)), _plane_channel(sigma))
+    mean, covariance = _gray(image_shape), patch_covariance(image_shape, _plane_covariance(_STD))
+    return LinearGaussian(mean, covariance, _plane_channel(image_shape, sigma))
 
 
-def moods(sigma: float) -> Bed:
+def moods(sigma: float, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> Bed:
     """Patches of calm and of lively pictures: the best filter smooths as much as the whole picture is calm."""
-    covariances = torch.stack([patch_covariance(IMAGE_SHAPE, _plane_covariance(std)) for std in (0.03, 0.12)])
+    means = _gray(image_shape).expand(2, -1, -1, -1)
+    covariances = torch.stack([patch_covariance(image_shape, _plane_covariance(std)) for std in (0.03, 0.12)])
     weights = torch.full((2,), 0.5, dtype=torch.float64)
-    return GaussianMixture(weights, _gray().expand(2, -1, -1, -1), covariances, _plane_channel(sigma))
+    return GaussianMixture(weights, means, covariances, _plane_channel(image_shape, sigma))
+
+
+class Build(Protocol):
+    """A bed of a noise level and of images (C, H, W)."""
+
+    def __call__(self, sigma: float, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> Bed:
+        """Build it.
+
+        Args:
+            sigma: Standard deviation of the channel's noise.
+            image_shape: (C, H, W), H and W multiples of 4. ``smooth`` correlates its channels; in the others they are
+                independent.
+
+        Raises:
+            InputError: A size that cannot be, or a noise level that is not positive.
+        """
 
 
 @dataclass(frozen=True)
 class StandardBed:
-    """A bed by name: what it is, and how it is built at a noise level."""
+    """A bed by name: what it is, and how it is built at a noise level and for images of any size."""
 
     summary: str
-    build: Callable[[float], Bed]
+    build: Build
 
 
 STANDARD_BEDS: dict[str, StandardBed] = {
@@ -140,8 +163,10 @@ def _decay(n: int, length: float) -> Tensor:
     return torch.exp(-distance / length) if length > 0 else torch.eye(n, dtype=torch.float64)
 
 
-def _gray() -> Tensor:
-    return torch.full(IMAGE_SHAPE, _GRAY, dtype=torch.float64)
+def _gray(image_shape: tuple[int, int, int]) -> Tensor:
+    if len(image_shape) != 3 or min(image_shape) < 1 or image_shape[1] % _PATCH or image_shape[2] % _PATCH:
+        raise InputError("image_shape", image_shape, f"(C, H, W), H and W multiples of {_PATCH}")
+    return torch.full(image_shape, _GRAY, dtype=torch.float64)
 
 
 def _planes() -> Tensor:
@@ -157,13 +182,12 @@ def _plane_covariance(std: float) -> Tensor:
     return 16 / 3 * std**2 * planes.T @ planes + _GRAIN**2 * torch.eye(16, dtype=torch.float64)
 
 
-def _plane_channel(sigma: float) -> LinearChannel:
+def _plane_channel(image_shape: tuple[int, int, int], sigma: float) -> LinearChannel:
+    """Three projections of each patch of each channel."""
     mixing = torch.tensor([[1.0, 1.0, 0.0], [1.0, -1.0, 1.0], [0.0, 1.0, 1.0]], dtype=torch.float64)
-    return projection(IMAGE_SHAPE, (mixing @ _planes()).view(3, 1, 4, 4) / 4, sigma)
-
-
-def _grain() -> Tensor:
-    return stationary_covariance(IMAGE_SHAPE, std=_GRAIN, lengths=(0, 0))
+    own = torch.eye(image_shape[0], dtype=torch.float64)
+    kernels = torch.einsum("ce,kp->ckep", own, mixing @ _planes() / 4)
+    return projection(image_shape, kernels.reshape(-1, len(own), 4, 4), sigma)
 
 
 def _with(sigma: float, made: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, float, tuple[int, ...]]:
