@@ -28,7 +28,7 @@ demo: $(call STAMP,base) ## Audit four defenses on handwritten digits and write 
 	$(FAST) $(BIN)/sfumato audit --runs $(RUNS) --out $(PAGE)
 
 test: $(call STAMP,test) ## Run all tests with coverage
-	$(FAST) $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term
+	$(FAST) $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term
 
 lint: $(call STAMP,dev) ## Check style and formatting
 	$(BIN)/ruff check .

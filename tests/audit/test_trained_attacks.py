@@ -20,7 +20,7 @@ HARD = Sizes(train=16_000, validation=500, test=2000, samples=5000)
 PAIRS = [(name, sigma) for name in STANDARD_BEDS for sigma in (0.03, 0.1)]
 RESIDUAL = DecoderAttack(depth=1, width=16, epochs=6, lr=0.03, batch_size=64, weight_decay=0.0, beta2=0.98)
 UNET = replace(RESIDUAL, architecture="unet", depth=3, width=8)
-TRANSFORMER = replace(RESIDUAL, architecture="transformer", width=32, epochs=8, lr=0.02)
+TRANSFORMER = replace(RESIDUAL, architecture="transformer", width=32, lr=0.02)
 GENERATOR = GeneratorAttack(width=16, epochs=7, lr=0.03, patience=None, beta2=0.98)
 # A mirrored linear edge is one linear layer: many cheap steps.
 MIRROR = replace(GENERATOR, structure="mirror", epochs=16, batch_size=128)
@@ -63,8 +63,9 @@ TRAINED: dict[str, tuple[Attack, ThreatModel]] = {
     "mirror": (MIRROR, "gray-box"),
 }
 
-# 8 epochs leave it 5 % above the least error there; it was not looked into why.
-LONGER = {("transformer", "smooth", 0.03): 24}
+# Fewer leave it 6 and 3 % above the least error there, and 8 on white 5 %, where 6 come within 1 %: at this rate the
+# transformer is not steady. It was not looked into why.
+LONGER = {("transformer", "smooth", 0.03): 24, ("transformer", "smooth", 0.1): 8}
 # The encoder's answer passes through a generator that was taught to redraw pictures, not to filter them. It comes
 # nearer the longer it learns: on white at 0.03 it was 5.9 % above the least error after 6 epochs and 1.9 % after 12,
 # on moods 7.5 % and 3.9 %. docs/calibration.md has the figures.
