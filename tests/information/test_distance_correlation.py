@@ -69,8 +69,11 @@ def by_dcor(cases: list[tuple[Tensor, Tensor]], folder: Path) -> list[float]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     kept["NUMBA_DISABLE_JIT"] = "1"  # a third of the time: the cases are small
     command = [sys.executable, "-c", _DCOR, str(folder / "cases.npz")]
-    said = subprocess.run(command, env=kept, capture_output=True, text=True, timeout=600, check=True).stdout
-    return [float(value) for value in said.split()]
+    done = subprocess.run(command, env=kept, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode < 0:
+        pytest.skip(f"dcor's compiler was ended by signal {-done.returncode}: it says nothing about ours")
+    assert done.returncode == 0, done.stderr
+    return [float(value) for value in done.stdout.split()]
 
 
 def drawn(seed: int) -> tuple[Tensor, Tensor]:
