@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sfumato import metrics
 from sfumato.data import ImageSet
@@ -187,6 +188,19 @@ def test_similarity_is_the_metric_and_survives_low_precision() -> None:
         assert float(similarity(made.bfloat16(), x)) == pytest.approx(exact, abs=5e-3)
     assert similarity(made.double(), x.double()).dtype == torch.float64
     assert float(similarity(x, x)) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(11, 11), (16, 29), (32, 32)])
+def test_similarity_and_its_gradient_are_those_of_torchmetrics(size: tuple[int, int]) -> None:
+    x = torch.rand(3, 2, *size, generator=seeded(1), dtype=torch.float64)
+    x[0] = 0.25  # no variance
+    made = (x + 0.2 * torch.randn(x.shape, generator=seeded(2), dtype=torch.float64)).clamp(0, 1).requires_grad_()
+    theirs = structural_similarity_index_measure(made, x, sigma=1.5, kernel_size=11, data_range=1.0)
+    assert isinstance(theirs, torch.Tensor)
+    ours = similarity(made, x)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    gradients = [torch.autograd.grad(value, made)[0] for value in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-12)
 
 
 def test_gradient_of_similarity_is_finite_on_flat_images() -> None:

@@ -53,13 +53,20 @@ OTHER = Partner(Other, ("strength", "mode"), "Other", "here")
 def test_what_was_written_by_hand_before() -> None:
     assert build("cem") == chain(Bottleneck(8), Noise(0.025), CEM(16))
     assert build("dropout_cem") == chain(Bottleneck(8), Dropout(0.2), Noise(0.025), CEM(16))
-    assert build("dist_corr_cem") == chain(Bottleneck(8), DistanceCorrelation(1.0), Noise(0.025), CEM(16))
+    assert build("dist_corr_cem") == chain(Bottleneck(8), Noise(0.025), DistanceCorrelation(1.0), CEM(16))
     assert build("noise_nopeek_cem") == chain(Bottleneck(8), Noise(0.025), DistanceCorrelation(1.0), CEM(16))
     assert build(
         {"recipe": "patrol_cem", "layers": 1, "sigma": 0.1, "weight": 2, "components": 3, "beta": 0.2}
     ) == chain(
-        DeeperEdge(1), Bottleneck(8), Prune(0.75), Lipschitz(0.2), Adversary(0.3), Noise(0.1), CEM(2.0, components=3)
+        DeeperEdge(1), Bottleneck(8), Noise(0.1), Prune(0.75), Lipschitz(0.2), Adversary(0.3), CEM(2.0, components=3)
     )
+
+
+@pytest.mark.parametrize(("quiet", "noisy"), [("dist_corr", "noise_nopeek"), ("res_sfl", "noise_arl")])
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_a_method_with_the_noise_of_another_is_that_one(quiet: str, noisy: str, surrogate: str) -> None:
+    """So that both are trained once."""
+    assert build(f"{quiet}_{surrogate}") == build(f"{noisy}_{surrogate}")
 
 
 def test_every_method_has_every_surrogate() -> None:

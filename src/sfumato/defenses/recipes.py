@@ -128,7 +128,7 @@ PAIRED = ("bottleneck", "dist_corr", "dropout", "patrol", "res_sfl", "noise_nope
 
 
 def paired(base: Callable[..., Defense], surrogate: Partner) -> Callable[..., Defense]:
-    """The recipe ``base`` with a surrogate behind it, and noise between them where it has none of its own.
+    """The recipe ``base`` with a surrogate behind it, and noise in its channel where it has none of its own.
 
     Returns:
         A function of the surrogate's arguments, then ``sigma`` where noise is added, then the base's; its signature
@@ -153,7 +153,9 @@ def paired(base: Callable[..., Defense], surrogate: Partner) -> Callable[..., De
             make(**{name: given.arguments[name] for name in names})
             for make, names in ((base, own), (surrogate.part, theirs))
         )
-        return chain(defense, *(Noise(given.arguments[name]) for name in added), part)
+        # Noise stands where methods with noise of their own have it: the same model is the same chain.
+        channel, watchers = ([p for p in defense.parts() if p.watches is which] for which in (False, True))
+        return chain(*channel, *(Noise(given.arguments[name]) for name in added), *watchers, part)
 
     build.__name__ = build.__qualname__ = f"{base.__name__}_{surrogate.part.name}"
     build.__doc__ = f"{surrogate.title} with {base.__name__}{' and noise' if added else ''}."
