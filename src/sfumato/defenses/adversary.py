@@ -119,9 +119,9 @@ class BoundAdversary(BoundDefense):
 def similarity(made: Tensor, x: Tensor) -> Tensor:
     """Mean SSIM of two batches of images (N, C, H, W) in [0, 1]: Gaussian window 11, σ 1.5; differentiable.
 
-    What torchmetrics computes and :func:`~sfumato.metrics.quality` reports, borders mirrored. The window is a product of
-    one along the height and one along the width, so that local means are two matrix products: in a training step on a
-    CPU a tenth of the time that a convolution by the whole window takes.
+    What torchmetrics computes and :func:`~sfumato.metrics.quality` reports, borders mirrored. The window is a product
+    of one along the height and one along the width, so that local means are two matrix products: in a training step on
+    a CPU a tenth of the time that a convolution by the whole window takes.
 
     Variances in it are differences of close numbers, so that it is computed in single precision at least.
     """
