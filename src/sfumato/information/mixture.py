@@ -36,7 +36,8 @@ class ClassMixture(nn.Module):
     Attributes:
         covariance: Their form.
         means: (K, M, D).
-        covariances: About the centers: (K, M), (K, M, D) or (K, M, D, D), by the form.
+        covariances: About the centers: (K, M), (K, M, D) or (K, M, D, D), by the form. A ``full`` one needs
+            two features: with fewer, a component has that of its class, about the class's mean.
         weights: (K, M), summing to 1 within a class.
         counts: (K,), images of each class in the last pass.
         ready: Whether there was a pass.
@@ -207,7 +208,26 @@ class ClassMixture(nn.Module):
         per_class = counts.view(k, m).sum(1)
         self.counts.copy_(per_class)
         self.weights.copy_(counts.view(k, m) / per_class.clamp_min(1).unsqueeze(1))
+        self._lend_covariances(counts.view(k, m))
         self._reseed(counts.view(k, m), strays, farthest)
+
+    def _lend_covariances(self, counts: Tensor) -> None:
+        """A full covariance for each component of one feature or none: that of its class, about the class's mean.
+
+        Its own would be 0, and nothing repairs it before the next pass, as the other forms are by the first batch:
+        whatever comes to the component until then would be pulled with 1/σ². About the mean, not within components:
+        which features come is not known yet, and within components of one feature each there is no variance.
+        """
+        if self.covariance != "full":
+            return
+        classes, components = (counts < 2).nonzero(as_tuple=True)
+        if len(classes) == 0:
+            return
+        weights = self.weights.unsqueeze(1)
+        offsets = self.means - weights @ self.means
+        within = torch.bmm(weights, self.covariances.flatten(2)).view(-1, *self.covariances.shape[2:])
+        about_mean = within.baddbmm_(offsets.mT * weights, offsets)
+        self.covariances[classes, components] = about_mean[classes]
 
     def _reseed(self, counts: Tensor, strays: Tensor, farthest: Tensor) -> None:
         empty = (counts == 0) & (farthest >= 0).unsqueeze(1)
