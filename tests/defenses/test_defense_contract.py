@@ -391,6 +391,8 @@ def test_players_and_hooks_have_their_form(kind: str, name: str) -> None:
 @every
 def test_step_gives_finite_gradients_and_named_losses(kind: str, name: str) -> None:
     bound, model = bound_to(defense_of(kind, name))
+    late = set(FROM_THE_SECOND_EPOCH) & set(TABLE[kind, name].losses)
+    assert max((part.least_epochs for part in defense_of(kind, name).parts()), default=1) == (2 if late else 1)
     for epoch in (0, 1, 2):
         before, model = model, start_epoch(bound, model, epoch)
         assert (model is not before) == (TABLE[kind, name].changes and epoch == 2)

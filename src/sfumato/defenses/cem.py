@@ -55,6 +55,7 @@ class CEM(Defense):
     name: ClassVar[str] = "cem"
     source: ClassVar[str] = "Xia et al. 2025 (CEM), algorithm 1"
     watches: ClassVar[bool] = True
+    least_epochs: ClassVar[int] = 2
     weight: float = 16.0
     components: int = 5
     schedule: Literal["authors", "constant"] = "authors"
