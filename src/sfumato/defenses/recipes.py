@@ -116,10 +116,11 @@ class Partner:
     source: str
 
 
+_MIXTURE = ("weight", "components", "schedule", "threshold", "variant", "per_class", "shrinkage")
 _LEARNED = ("weight", "schedule", "threshold")
 # A new one is one entry here: a recipe with each method of PAIRED follows from it.
 SURROGATES: dict[str, Partner] = {
-    "cem": Partner(CEM, ("weight", "components", "schedule", "threshold", "variant"), "CEM", _CEM_TABLES),
+    "cem": Partner(CEM, _MIXTURE, "CEM", _CEM_TABLES),
     "gated": Partner(GatedAttention, _LEARNED, "gated attention", GatedAttention.source),
     "slot": Partner(SlotAttention, (*_LEARNED, "slots"), "slot attention", SlotAttention.source),
     "fused": Partner(FusedAttention, (*_LEARNED, "slots"), "gated and slot attention", FusedAttention.source),
