@@ -421,7 +421,7 @@ def test_a_mapping_that_is_no_json_is_told_by_its_field_alone(flag, beside, caps
             ["training.lr", "mean cem?"],  # how long the training would be is not known yet
         ),
         (
-            "training: {epochs: 1}\ndefenses: [none, noise_arl_cem, {recipe: slot, label: s}, {recipe: cem, weight: 1}]",
+            "training: {epochs: 1}\ndefenses: [none, noise_arl_cem, slot, {recipe: cem, weight: 1}]",
             [
                 "training.epochs: got 1; accepted: 2 or more with cem, ",
                 "training.epochs: got 1; accepted: 2 or more with slot_attention, ",
