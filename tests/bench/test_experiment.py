@@ -249,6 +249,22 @@ def test_every_pair_is_compared(name):
     }
 
 
+@pytest.mark.parametrize("name", packaged_names())
+def test_adversaries_work_at_the_small_size(name):
+    """None has the published threshold, which it would never pass in so short a training, and so never act."""
+    experiment, published = read_experiment(name), PARTS["adversary"]()
+    for job in expand(experiment, "small", seeds=[0]):
+        (defense,) = job.settings.resolved_defenses().values()
+        for part in defense.parts():
+            if part.name == "adversary":
+                assert part.threshold < published.threshold, job.label
+                assert part.lr > published.lr, job.label
+                assert part.alpha > published.alpha, job.label
+    for job in expand(experiment, "paper", seeds=[0]):
+        (defense,) = job.settings.resolved_defenses().values()
+        assert all(part == published for part in defense.parts() if part.name == "adversary"), job.label
+
+
 def test_forms_are_compared_with_noise_and_with_the_isotropic_form():
     over = {row.label: row.over for row in read_experiment("cem-forms").rows}
     both = ("noise", "CEM isotropic")
