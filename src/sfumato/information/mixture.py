@@ -124,7 +124,8 @@ class ClassMixture(nn.Module):
         one of them afterwards.
 
         Args:
-            features: Starts a pass over batches (z (N, D), y (N,)) of all features, each time that it is called.
+            features: Starts a pass over batches (z (N, D), y (N,)) of all features, each time that it is called. The first
+                of each class are what k-means++ starts on, so let their order say nothing about them.
             generator: Draws the k-means++ centers.
 
         Raises:
@@ -132,7 +133,7 @@ class ClassMixture(nn.Module):
                 features that are not finite. A mixture that had a pass before is left as it was.
         """
         if not bool(self.ready):
-            self._start(list(_reservoir(self._checked(features()), *self.means.shape[:2])), generator)
+            self._start(list(_first_of_each_class(self._checked(features()), *self.means.shape[:2])), generator)
         self._lloyd(self._checked(features()))
         self.ready.fill_(True)
 
@@ -270,10 +271,15 @@ def _about(shift: Tensor, squares: Tensor, counts: Tensor) -> Tensor:
     return moments.baddbmm_(shift.unsqueeze(2), shift.unsqueeze(1), alpha=-1)
 
 
-def _reservoir(
+def _first_of_each_class(
     features: Iterable[tuple[Tensor, Tensor]], classes: int, components: int
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """The first few features of every class, taken from a stream whose order does not depend on their content."""
+    """The first few features of every class, in the order of the stream.
+
+    They stand for their class only where what comes first says nothing about it. Training's passes are such: they are
+    not shuffled, but go in the order that the split of the images drew at random. Features in an order of their own (by
+    scene, by person) want to be shuffled once.
+    """
     room = torch.full((classes,), _SAMPLES_PER_COMPONENT * components)
     for z, y in features:
         labels = y.cpu()
