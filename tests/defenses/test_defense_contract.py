@@ -200,9 +200,9 @@ RECIPE_ROWS = {
 # What a method does with CEM it does with the learned surrogates.
 for _name in [name for name in RECIPE_ROWS if name == "cem" or name.endswith("_cem")]:
     for _kind, _part, _own in (
-        ("gated", "gated_attention", _LEARNED),
+        ("gated", "gated_attention", _LEARNED | _GATE),
         ("slot", "slot_attention", _LEARNED | {"slots": 2}),
-        ("fused", "fused_attention", _LEARNED | {"slots": 2}),
+        ("fused", "fused_attention", _LEARNED | {"slots": 2} | _GATE),
     ):
         _row = RECIPE_ROWS[_name]
         RECIPE_ROWS[_name.removesuffix("cem") + _kind] = replace(
