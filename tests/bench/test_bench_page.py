@@ -263,7 +263,7 @@ def test_what_was_run_can_be_run_again(tmp_path):
 
 
 def test_the_command_names_the_rows_that_were_run_where_some_were_not(tmp_path):
-    labels = ("noise", "it\'s CEM", "never $run", "noise+CEM")
+    labels = ("noise", "it's CEM", "never $run", "noise+CEM")
     content = told(rows=[{"label": label, "defense": "noise"} for label in labels])
     for number in range(1, 5):
         figures = {(label, 1): (0.5, 0.01, {}) for label in (labels[1], labels[0], *labels[2:])[:number]}

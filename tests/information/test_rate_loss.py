@@ -165,7 +165,7 @@ def test_features_that_come_to_an_emptied_component_are_pulled_as_their_class_is
         row = near.clone().requires_grad_()
         (pull,) = torch.autograd.grad(RateLoss(mixture, noise, 0.1 if form == "full" else 0.0)(row, labels), row)
         # By the class's variance, about 1, or by their own, 0.09/D at least; with none it is 0.3/σ².
-        assert 0.02 < float(D * pull.diagonal().min())
+        assert float(D * pull.diagonal().min()) > 0.02
         assert float(D * pull.abs().max()) < 0.3 / (0.09 / D) * 1.1
     assert mixture.covariances[0, 1].any()
 

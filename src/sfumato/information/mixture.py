@@ -124,8 +124,8 @@ class ClassMixture(nn.Module):
         one of them afterwards.
 
         Args:
-            features: Starts a pass over batches (z (N, D), y (N,)) of all features, each time that it is called. The first
-                of each class are what k-means++ starts on, so let their order say nothing about them.
+            features: Starts a pass over batches (z (N, D), y (N,)) of all features, each time that it is called. The
+                first of each class are what k-means++ starts on, so let their order say nothing about them.
             generator: Draws the k-means++ centers.
 
         Raises:
