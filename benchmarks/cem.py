@@ -128,12 +128,11 @@ def step_times() -> dict[str, list[float]]:
     images = ImageSet(pixels, torch.arange(len(pixels)) % CLASSES, tuple("0123456789"))
     runtime = Runtime(fabric=make_fabric("cpu"))
     noisy = chain(Bottleneck(8), Noise(SIGMA))
-    exact = {"schedule": "constant", "weight": 0.1}
     defenses = {
         "none": noisy,
         "reference": chain(noisy, CEM()),
-        "diagonal": chain(noisy, CEM(variant="diagonal", **exact)),  # type: ignore[arg-type]
-        "full": chain(noisy, CEM(variant="full", **exact)),  # type: ignore[arg-type]
+        "diagonal": chain(noisy, CEM(variant="diagonal")),
+        "full": chain(noisy, CEM(variant="full")),
     }
     return in_turns({name: make_step(d, images, runtime) for name, d in defenses.items()}, STEP_ROUNDS)
 

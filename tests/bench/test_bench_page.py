@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -252,13 +253,26 @@ def test_what_was_run_can_be_run_again(tmp_path):
     content = told()
     content["sizes"]["small"]["data"]["path"] = "/home/somebody/images"
     content["rows"][1]["settings"] = {"model": {"cut": "block1"}}
-    text = page(result_of(content, {("noise", 0): (0.5, 0.01, {})}), tmp_path)
+    text = page(result_of(content, {(label, 0): (0.5, 0.01, {}) for label in ("none", "noise")}), tmp_path)
     assert "somebody" not in text
     settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert load_settings([settings]).training.epochs == 2
     assert "sfumato bench digits-trial.yaml --size small --seeds 0 1\n" in text
     assert "Settings of noise alone: `{'model': {'cut': 'block1'}}`" in text
     assert rows_of(text, "noise")[-1] == ["noise", "`noise(sigma=0.5)`"]
+
+
+def test_the_command_names_the_rows_that_were_run_where_some_were_not(tmp_path):
+    labels = ("noise", "it's CEM", "never $run", "noise+CEM")
+    content = told(rows=[{"label": label, "defense": "noise"} for label in labels])
+    for number in range(1, 5):
+        figures = {(label, 1): (0.5, 0.01, {}) for label in (labels[1], labels[0], *labels[2:])[:number]}
+        text = page(result_of(content, figures), tmp_path)
+        (command,) = (line for line in text.splitlines() if line.startswith("sfumato bench "))
+        words = shlex.split(command)
+        assert words[:8] == ["sfumato", "bench", "digits-trial.yaml", "--size", "small", "--seeds", "0", "1"]
+        rows = {1: [labels[1]], 2: list(labels[:2]), 3: list(labels[:3]), 4: []}[number]
+        assert words[8:] == (["--only", *rows] if rows else [])
 
 
 def test_environment_and_doubts(tmp_path):

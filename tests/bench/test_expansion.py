@@ -152,7 +152,17 @@ def test_everything_wrong_is_said_once_and_where_it_stands():
 
 def test_a_wrong_value_of_what_is_swept_is_named():
     experiment = of({"defense": "cem"}, vary={"field": "training.epochs", "values": {"small": [1, 0]}})
-    assert errors_of(experiment)[0].startswith("vary.values.small: got 0")
+    short, none = errors_of(experiment)
+    assert short.startswith("vary.values.small: got 1; accepted: 2 or more with cem, ")
+    assert none.startswith("vary.values.small: got 0")
+
+
+def test_a_size_in_which_cem_would_never_begin_is_named():
+    content = told(rows=[{"label": "a", "defense": "cem"}, {"label": "b", "defense": "none"}])
+    content["sizes"]["small"]["training"]["epochs"] = 1
+    (error,) = errors_of(parse_experiment(content))
+    assert error.startswith("sizes.small.training.epochs: got 1; accepted: 2 or more with cem, ")
+    assert len(expand(parse_experiment(content), "small", only=["b"], seeds=[0])) == 1
 
 
 def test_points_are_shown_with_four_digits():

@@ -369,6 +369,10 @@ BAD = {
     ),
     "width": (["audit", "--model.width", "0"], "model.width"),
     "epochs": (["audit", "--training.epochs", "0"], "training.epochs: got '0'"),
+    "epochs of cem": (
+        ["train", "--training.epochs", "1", "--defenses", "cem"],
+        "training.epochs: got 1; accepted: 2 or more with cem, which is not at work before epoch 2",
+    ),
     "not a number": (["audit", "--training.lr", "fast"], "training.lr: got 'fast'"),
     "schedule": (["audit", "--training.schedule", "stepp"], "accepted: did you mean step? one of "),
     "channels": (["audit", "--data.channels", "2"], "data.channels: got '2'; accepted: one of 1, 3"),
@@ -412,6 +416,17 @@ def test_a_mapping_that_is_no_json_is_told_by_its_field_alone(flag, beside, caps
         ("training: {epochs: 0, lr: -1}\ndefenses: [cme]", ["training.epochs", "training.lr", "defenses[0]"]),
         ("training: {epochs: 0}\ndefenses: [cme]\nattacks: 3", ["training.epochs", "mean cem?", "attacks"]),
         ("defenses: [cme, noies]\nattacks: [dcoder]", ["defenses[0]", "defenses[1]", "attacks[0]"]),
+        (
+            "training: {epochs: 1, lr: -1}\ndefenses: [noise, cem, cme]",
+            ["training.lr", "mean cem?"],  # how long the training would be is not known yet
+        ),
+        (
+            "training: {epochs: 1}\ndefenses: [none, noise_arl_cem, slot, {recipe: cem, weight: 1}]",
+            [
+                "training.epochs: got 1; accepted: 2 or more with cem, ",
+                "training.epochs: got 1; accepted: 2 or more with slot_attention, ",
+            ],
+        ),
         ("trainin: {epochs: 1}", ["did you mean training?"]),
         ("training: {epoch: 1}", ["did you mean epochs?"]),
         ("defenses: []", ["at least one"]),

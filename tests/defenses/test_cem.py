@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sfumato.defenses import CEM, Context, Epoch
+from sfumato.defenses import CEM, Context, Epoch, build
 from sfumato.defenses.cem import BoundCEM
 from sfumato.errors import InputError
 from sfumato.information.grouping import Total
@@ -241,6 +241,24 @@ def test_shrinkage_reaches_loss_and_theory() -> None:
     z, y = sample(40, 3)
     values = [float(refreshed(CEM(variant="full", shrinkage=s)).rate(z, y)) for s in (0.0, 1.0)]
     assert values[0] < values[1]
+
+
+@pytest.mark.parametrize("variant", ["reference", "isotropic", "diagonal", "full"])
+def test_weight_and_schedule_are_those_of_the_variant_unless_given(variant: Any) -> None:
+    expected = (16.0, "authors") if variant == "reference" else (0.3, "constant")
+    for spec in (CEM(variant=variant), *build({"recipe": "dropout_cem", "variant": variant}).parts()[-1:]):
+        assert isinstance(spec, CEM)
+        assert (spec.weight, spec.schedule) == expected
+        (told,) = spec.describe()
+        assert (told["weight"], told["schedule"]) == expected
+        assert build(told) == spec
+    assert CEM(0.0, variant=variant).weight == 0
+    given = CEM(16.0, schedule="authors", variant=variant)
+    assert (given.weight, given.schedule) == (16, "authors")
+    z, y = sample(20, 2)
+    rate = float(refreshed(CEM(variant=variant)).rate(z, y))
+    loss = float(refreshed(CEM(variant=variant)).losses(context(z, y, lr=0.05))["cem"])
+    assert loss == pytest.approx(rate * (16 * 0.001 / 0.05 if variant == "reference" else 0.3))
 
 
 def test_global_mixture_knows_no_classes() -> None:

@@ -159,7 +159,9 @@ PART_ROWS |= {
 }
 _SIGMA, _P, _ALPHA = {"sigma": 0.2}, {"p": 0.5}, {"alpha": 2.0}
 _LEARNED = {"weight": 3.0, "schedule": "constant", "threshold": 0.0625}
-_CEM = _LEARNED | {"components": 2, "variant": "diagonal"}
+_CEM = _LEARNED | {"components": 2, "variant": "diagonal", "per_class": False, "shrinkage": 0.3}
+# What an argument's validity, or the defaults beside it, hang on.
+_BESIDE = {"variant": {"weight": 2.0, "schedule": "authors"}, "per_class": {"variant": "isotropic"}}
 _C = {"channels": CHANNELS}
 _PATROL = _ALPHA | {"beta": 0.5, "layers": 1, "at": 0.6} | _C
 _BAD_PATROL = {"alpha": (NAN,), "beta": (-1,), "layers": (0,), "at": (1,)}
@@ -198,9 +200,9 @@ RECIPE_ROWS = {
 # What a method does with CEM it does with the learned surrogates.
 for _name in [name for name in RECIPE_ROWS if name == "cem" or name.endswith("_cem")]:
     for _kind, _part, _own in (
-        ("gated", "gated_attention", _LEARNED),
+        ("gated", "gated_attention", _LEARNED | _GATE),
         ("slot", "slot_attention", _LEARNED | {"slots": 2}),
-        ("fused", "fused_attention", _LEARNED | {"slots": 2}),
+        ("fused", "fused_attention", _LEARNED | {"slots": 2} | _GATE),
     ):
         _row = RECIPE_ROWS[_name]
         RECIPE_ROWS[_name.removesuffix("cem") + _kind] = replace(
@@ -284,9 +286,9 @@ def test_arguments_of_a_recipe_reach_its_parts(name: str) -> None:
     row, recipe = RECIPE_ROWS[name], RECIPES[name]
     assert recipe.summary
     assert recipe.source
-    default = build(name).describe()
     for argument, value in row.others.items():
-        changed = build({"recipe": name, argument: value}).describe()
+        spec = {"recipe": name, **_BESIDE.get(argument, {})}
+        default, changed = build(spec).describe(), build({**spec, argument: value}).describe()
         differing = [
             (key, before[key], after[key])
             for before, after in zip(default, changed, strict=True)
@@ -391,6 +393,8 @@ def test_players_and_hooks_have_their_form(kind: str, name: str) -> None:
 @every
 def test_step_gives_finite_gradients_and_named_losses(kind: str, name: str) -> None:
     bound, model = bound_to(defense_of(kind, name))
+    late = set(FROM_THE_SECOND_EPOCH) & set(TABLE[kind, name].losses)
+    assert max((part.least_epochs for part in defense_of(kind, name).parts()), default=1) == (2 if late else 1)
     for epoch in (0, 1, 2):
         before, model = model, start_epoch(bound, model, epoch)
         assert (model is not before) == (TABLE[kind, name].changes and epoch == 2)
@@ -487,10 +491,9 @@ def test_bad_arguments_are_one_line(kind: str, name: str) -> None:
 @pytest.mark.parametrize("name", PARTS)
 def test_bad_values_are_refused_by_the_class_too(name: str) -> None:
     """All but wrong types, which are the type checker's business there."""
-    defaults = {f.name: f.default for f in dataclasses.fields(PARTS[name])}
     for argument, values in PART_ROWS[name].bad.items():
         for value in values:
-            if not isinstance(value, type(defaults[argument]) | int):
+            if not isinstance(value, type(PART_ROWS[name].others[argument]) | int):
                 continue
             with pytest.raises(InputError, match=rf"^{name}.{argument}: got "):
                 PARTS[name](**{argument: value})

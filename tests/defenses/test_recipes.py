@@ -21,6 +21,8 @@ from sfumato.defenses import (
     Defense,
     DistanceCorrelation,
     Dropout,
+    FusedAttention,
+    GatedAttention,
     Lipschitz,
     Noise,
     Partner,
@@ -67,6 +69,16 @@ def test_what_was_written_by_hand_before() -> None:
 def test_a_method_with_the_noise_of_another_is_that_one(quiet: str, noisy: str, surrogate: str) -> None:
     """So that both are trained once."""
     assert build(f"{quiet}_{surrogate}") == build(f"{noisy}_{surrogate}")
+
+
+def test_the_gate_is_told_through_the_recipes() -> None:
+    given = {"uniform": 0.1, "objective": "joint"}
+    gated = build({"recipe": "dropout_gated", "weight": 2, **given}).parts()[-1]
+    assert gated == GatedAttention(2.0, uniform=0.1, objective="joint")
+    fused = build({"recipe": "fused", "slots": 3, **given}).parts()[-1]
+    assert fused == FusedAttention(slots=3, uniform=0.1, objective="joint")
+    with pytest.raises(InputError, match=r"objective: got 'largest'"):
+        build({"recipe": "gated", "objective": "largest"})
 
 
 def test_every_method_has_every_surrogate() -> None:

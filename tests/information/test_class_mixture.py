@@ -134,6 +134,8 @@ def test_covariances_of_a_refresh_against_twin(form: Covariance, k: int, m: int,
     expected = torch.zeros(k * m, 3, 3).double()
     for j in range(k * m):
         own = z[index == j].double()
+        if form == "full" and len(own) < 2:  # no covariance of its own: the class's
+            own = z[y == j // m].double()
         if len(own):
             expected[j] = (own - own.mean(0)).T @ (own - own.mean(0)) / len(own)
     mixture.refresh(Stream(z, y, batch=7), generator=seeded())
@@ -229,6 +231,22 @@ def test_empty_component_is_seeded_on_the_farthest_feature_of_its_class() -> Non
     mixture.refresh(Stream(z, y, batch=1), generator=seeded())
     assert mixture.means[0].squeeze(-1).tolist() == [0.5, 9.0, 0.0]  # and the third in the next pass
     assert mixture.weights[0].tolist() == [pytest.approx(2 / 3), pytest.approx(1 / 3), 0]
+
+
+@pytest.mark.parametrize("far", [0.0, 1000.0])
+def test_full_covariance_of_a_component_without_a_second_feature_is_its_class_s(far: float) -> None:
+    """Components of four features, of one, and of none (moved to a stray, and left where it was)."""
+    z = far + torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [2.0, 2.0], [9.0, 9.0], [50.0, 60.0]])
+    y = torch.tensor([0, 0, 0, 0, 0, 1])
+    starts = [[[1.0, 1.0], [9.0, 8.0], [-99.0, 0.0], [-99.0, 9.0]], [[50.0, 60.0]] * 4]
+    mixture = started(ClassMixture(2, 4, 2, "full"), far + torch.tensor(starts))
+    mixture.refresh(Stream(z, y, batch=2), generator=seeded())
+    assert mixture.weights[0].tolist() == pytest.approx([0.8, 0.2, 0, 0])
+    own, of_class = (torch.cov(rows.double().T, correction=0) for rows in (z[:4], z[:5]))
+    close = {"atol": 0.1, "rtol": 0} if far else {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(mixture.covariances[0, 0].double(), own, **close)
+    torch.testing.assert_close(mixture.covariances[0, 1:].double(), of_class.expand(3, 2, 2), **close)
+    assert not mixture.covariances[1].any(), "a class of one feature has no variance"
 
 
 def test_class_without_a_feature() -> None:

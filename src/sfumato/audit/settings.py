@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -167,7 +167,8 @@ class Settings(_Settings):
         """Label to defense, in order.
 
         Raises:
-            InputError: Unknown names or arguments, all at once; a label that occurs twice; no defense at all.
+            InputError: Unknown names or arguments, all at once; a label that occurs twice; no defense at all; a
+                training so short that a part would never be at work.
         """
         found: dict[str, Defense] = {}
         errors: list[InputError] = []
@@ -182,8 +183,16 @@ class Settings(_Settings):
                 errors += together(error)
         if not self.defenses:
             errors.append(InputError("defenses", [], f"at least one: {one_of(defenses.RECIPES)}"))
-        raise_all(errors)
+        raise_all([*errors, *self._too_short(found.values())])
         return found
+
+    def _too_short(self, found: Iterable[Defense]) -> Iterator[InputError]:
+        """Parts that would do nothing in a training of this length, each once."""
+        needed = {part.name: part.least_epochs for defense in found for part in defense.parts()}
+        for name, least in needed.items():
+            if self.training.epochs < least:
+                accepted = f"{least} or more with {name}, which is not at work before epoch {least}"
+                yield InputError("training.epochs", self.training.epochs, accepted)
 
     def resolved_attacks(self) -> tuple[Attack | Auto, ...]:
         """The attacks; ``auto`` stands for those that the model and the threat model call for.

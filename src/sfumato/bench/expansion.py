@@ -206,6 +206,8 @@ def _placed(error: InputError, experiment: Experiment, row: int, size: str) -> I
         field = f"sizes.{size}.{field}"
     elif experiment.vary is not None and field == experiment.vary.field:
         field = f"vary.values.{size}"
+    elif section == "training":
+        field = f"sizes.{size}.{field}"
     elif section == "at":
         field = f"rows[{row}].at.{size}"
     return InputError(field, error.value, error.accepted)

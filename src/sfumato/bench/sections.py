@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -155,12 +156,7 @@ def doubts(result: Result) -> Iterator[str]:
 def what_was_run(result: Result) -> Iterator[str]:
     """The command, the settings as an audit's file, and every defense with all its arguments."""
     yield "## What was run"
-    seeds = list(dict.fromkeys(job.seed for job in result.jobs))
-    chosen = " ".join(map(str, seeds))
-    # One of the user's own is run from its file.
-    name = result.experiment.name
-    source = name if name in packaged_names() else f"{name}.yaml"
-    yield f"```bash\nsfumato bench {source} --size {result.size} --seeds {chosen}\n```"
+    yield f"```bash\n{shlex.join(_command(result))}\n```"
     scale = result.experiment.sizes[result.size].model_dump(mode="json", exclude_unset=True, exclude={"seeds"})
     scale.get("data", {}).pop("path", None)
     yield f"```yaml\n{yaml.safe_dump(scale, sort_keys=False, allow_unicode=True, width=110).strip()}\n```"
@@ -237,6 +233,17 @@ def _state(result: Result) -> str:
         gone[job.label].append(str(job.seed))
     each = [f"{escaped(label)} ({plural(len(s), 'seed')} {listing(s)})" for label, s in gone.items() if s]
     return f"{text} **Missing: {listing(each)}.**"
+
+
+def _command(result: Result) -> Iterator[str]:
+    """The words that run what is there again: all rows, or those that have a run."""
+    # One of the user's own is run from its file.
+    name = result.experiment.name
+    yield from ("sfumato", "bench", name if name in packaged_names() else f"{name}.yaml", "--size", result.size)
+    yield from ("--seeds", *dict.fromkeys(str(job.seed) for job in result.jobs))
+    run = {job.row for job in result.jobs if job.key in result.cards}
+    if run and run != {job.row for job in result.jobs}:
+        yield from ("--only", *(row.label for row in result.experiment.rows if row.label in run))
 
 
 def _faced_line(result: Result, faced: Faced, measure: Measure, figure: Figure) -> list[str]:

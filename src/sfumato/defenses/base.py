@@ -215,12 +215,14 @@ class Defense(ABC):
         source: The paper it is from.
         needs_bounded_feature: Whether it is meaningless on a feature that the edge can scale up.
         watches: Whether it puts nothing into the split and only watches it: a chain binds it to the finished split.
+        least_epochs: Length of the shortest training in which it is at work; shorter ones are refused.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     needs_bounded_feature: ClassVar[bool] = False
     watches: ClassVar[bool] = False
+    least_epochs: ClassVar[int] = 1
 
     def bind(self, split: SplitModel, *, generator: torch.Generator) -> BoundDefense:
         """Set the defense up for one split model.

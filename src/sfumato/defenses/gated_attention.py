@@ -23,6 +23,8 @@ class GatedAttention(Surrogate):
     the same variance as the feature does, end to end; it learns to look away from what spreads, and only ``uniform``
     keeps it from seeing nothing at all: at 0 it ends with all weight on one feature a class, whose variance is 0.
 
+    The gate sees the whole feature, flattened; pooled or projected ones, which would make it smaller, are not offered.
+
     Args:
         weight, hidden, gamma, threshold, schedule, momentum, attention_lr: See :class:`Surrogate`.
         uniform: ε in [0, 1], share of equal weights in the weights; no variance falls below ε times the plain one.

@@ -116,13 +116,15 @@ class Partner:
     source: str
 
 
+_MIXTURE = ("weight", "components", "schedule", "threshold", "variant", "per_class", "shrinkage")
 _LEARNED = ("weight", "schedule", "threshold")
+_GATE = ("uniform", "objective")
 # A new one is one entry here: a recipe with each method of PAIRED follows from it.
 SURROGATES: dict[str, Partner] = {
-    "cem": Partner(CEM, ("weight", "components", "schedule", "threshold", "variant"), "CEM", _CEM_TABLES),
-    "gated": Partner(GatedAttention, _LEARNED, "gated attention", GatedAttention.source),
+    "cem": Partner(CEM, _MIXTURE, "CEM", _CEM_TABLES),
+    "gated": Partner(GatedAttention, (*_LEARNED, *_GATE), "gated attention", GatedAttention.source),
     "slot": Partner(SlotAttention, (*_LEARNED, "slots"), "slot attention", SlotAttention.source),
-    "fused": Partner(FusedAttention, (*_LEARNED, "slots"), "gated and slot attention", FusedAttention.source),
+    "fused": Partner(FusedAttention, (*_LEARNED, "slots", *_GATE), "gated and slot attention", FusedAttention.source),
 }
 PAIRED = ("bottleneck", "dist_corr", "dropout", "patrol", "res_sfl", "noise_nopeek", "noise_arl")
 

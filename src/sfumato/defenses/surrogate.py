@@ -59,6 +59,7 @@ class Surrogate(Defense):
     """
 
     watches: ClassVar[bool] = True
+    least_epochs: ClassVar[int] = 2
     weight: float = 16.0
     hidden: int = 64
     gamma: float = 0.01

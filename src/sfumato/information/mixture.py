@@ -36,7 +36,8 @@ class ClassMixture(nn.Module):
     Attributes:
         covariance: Their form.
         means: (K, M, D).
-        covariances: About the centers: (K, M), (K, M, D) or (K, M, D, D), by the form.
+        covariances: About the centers: (K, M), (K, M, D) or (K, M, D, D), by the form. A ``full`` one needs
+            two features: with fewer, a component has that of its class, about the class's mean.
         weights: (K, M), summing to 1 within a class.
         counts: (K,), images of each class in the last pass.
         ready: Whether there was a pass.
@@ -123,7 +124,8 @@ class ClassMixture(nn.Module):
         one of them afterwards.
 
         Args:
-            features: Starts a pass over batches (z (N, D), y (N,)) of all features, each time that it is called.
+            features: Starts a pass over batches (z (N, D), y (N,)) of all features, each time that it is called. The
+                first of each class are what k-means++ starts on, so let their order say nothing about them.
             generator: Draws the k-means++ centers.
 
         Raises:
@@ -131,7 +133,7 @@ class ClassMixture(nn.Module):
                 features that are not finite. A mixture that had a pass before is left as it was.
         """
         if not bool(self.ready):
-            self._start(list(_reservoir(self._checked(features()), *self.means.shape[:2])), generator)
+            self._start(list(_first_of_each_class(self._checked(features()), *self.means.shape[:2])), generator)
         self._lloyd(self._checked(features()))
         self.ready.fill_(True)
 
@@ -207,7 +209,26 @@ class ClassMixture(nn.Module):
         per_class = counts.view(k, m).sum(1)
         self.counts.copy_(per_class)
         self.weights.copy_(counts.view(k, m) / per_class.clamp_min(1).unsqueeze(1))
+        self._lend_covariances(counts.view(k, m))
         self._reseed(counts.view(k, m), strays, farthest)
+
+    def _lend_covariances(self, counts: Tensor) -> None:
+        """A full covariance for each component of one feature or none: that of its class, about the class's mean.
+
+        Its own would be 0, and nothing repairs it before the next pass, as the other forms are by the first batch:
+        whatever comes to the component until then would be pulled with 1/σ². About the mean, not within components:
+        which features come is not known yet, and within components of one feature each there is no variance.
+        """
+        if self.covariance != "full":
+            return
+        classes, components = (counts < 2).nonzero(as_tuple=True)
+        if len(classes) == 0:
+            return
+        weights = self.weights.unsqueeze(1)
+        offsets = self.means - weights @ self.means
+        within = torch.bmm(weights, self.covariances.flatten(2)).view(-1, *self.covariances.shape[2:])
+        about_mean = within.baddbmm_(offsets.mT * weights, offsets)
+        self.covariances[classes, components] = about_mean[classes]
 
     def _reseed(self, counts: Tensor, strays: Tensor, farthest: Tensor) -> None:
         empty = (counts == 0) & (farthest >= 0).unsqueeze(1)
@@ -250,10 +271,15 @@ def _about(shift: Tensor, squares: Tensor, counts: Tensor) -> Tensor:
     return moments.baddbmm_(shift.unsqueeze(2), shift.unsqueeze(1), alpha=-1)
 
 
-def _reservoir(
+def _first_of_each_class(
     features: Iterable[tuple[Tensor, Tensor]], classes: int, components: int
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """The first few features of every class, taken from a stream whose order does not depend on their content."""
+    """The first few features of every class, in the order of the stream.
+
+    They stand for their class only where what comes first says nothing about it. Training's passes are such: they are
+    not shuffled, but go in the order that the split of the images drew at random. Features in an order of their own (by
+    scene, by person) want to be shuffled once.
+    """
     room = torch.full((classes,), _SAMPLES_PER_COMPONENT * components)
     for z, y in features:
         labels = y.cpu()
