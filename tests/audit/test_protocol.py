@@ -199,6 +199,7 @@ def test_an_audit_stopped_at_any_step_goes_on_to_the_same_cards(tmp_path, tiny_s
             tiny_settings,
             {
                 "training": {"epochs": 1},
+                "defenses": ["none", "noise"],
                 "attacks": [{"attack": "decoder", "depth": 0, "width": 2, "epochs": 1, "batch_size": 64}],
             },
         ]

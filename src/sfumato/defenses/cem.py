@@ -105,7 +105,8 @@ class BoundCEM(BoundDefense):
     def __init__(self, spec: CEM, classes: int, dim: int, noise_variance: float) -> None:
         super().__init__()
         self.spec = spec
-        self._weight, self._schedule = _given(spec.weight), _given(spec.schedule)
+        self._weight: float = _given(spec.weight)
+        self._schedule: Schedule = _given(spec.schedule)
         form = "isotropic" if spec.variant == "reference" else spec.variant
         self.mixture = ClassMixture(classes, spec.components, dim, form)
         self.noise_variance_sent = noise_variance
