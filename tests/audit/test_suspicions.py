@@ -125,6 +125,69 @@ def test_weights_that_do_not_help(knowing, raised):
     assert [suspicion.code for suspicion in found] == ["weights-do-not-help"] * raised
 
 
+def touching(threat_model, mse, ssim, **more):
+    made_ = made(mse=mse)
+    quality = made_.quality["test"]
+    judged = {"test": replace(quality, ssim=torch.full_like(quality.ssim, ssim))}
+    return replace(made_, quality=judged, threat_model=threat_model, **more)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "pairs"),
+    [
+        ({"rmle": ("white-box", 0.012, 0.5), "decoder": ("black-box", 0.01, 0.5)}, [("white-box", "black-box")]),
+        ({"rmle": ("white-box", 0.0109, 0.46), "decoder": ("black-box", 0.01, 0.5)}, []),
+        ({"rmle": ("white-box", 0.01, 0.44), "decoder": ("gray-box", 0.01, 0.5)}, [("white-box", "gray-box")]),
+        ({"mirror": ("gray-box", 0.02, 0.5), "decoder": ("black-box", 0.01, 0.5)}, [("gray-box", "black-box")]),
+        ({"mirror": ("gray-box", 0.01, 0.5), "decoder": ("black-box", 0.02, 0.2)}, []),
+        # Each measure has a best attack of its own.
+        (
+            {
+                "rmle": ("white-box", 0.01, 0.1),
+                "prior": ("white-box", 0.04, 0.8),
+                "decoder": ("black-box", 0.01, 0.1),
+                "unet": ("black-box", 0.04, 0.8),
+            },
+            [],
+        ),
+        (
+            {
+                "rmle": ("white-box", 0.03, 0.5),
+                "mirror": ("gray-box", 0.02, 0.5),
+                "decoder": ("black-box", 0.01, 0.5),
+            },
+            [("white-box", "gray-box"), ("white-box", "black-box"), ("gray-box", "black-box")],
+        ),
+    ],
+)
+def test_the_best_of_those_who_may_touch_more_does_worse(attacks, pairs):
+    found = suspicions(replace(SOUND, attacks={name: touching(*figures) for name, figures in attacks.items()}))
+    assert [suspicion.code for suspicion in found] == ["stronger-is-weaker"] * len(pairs)
+    for suspicion, (more, less) in zip(found, pairs, strict=True):
+        assert f"The best {more} attack errs more than the best {less} one" in suspicion.message
+
+
+@pytest.mark.parametrize(
+    ("knowing", "querying", "raised"),
+    [
+        ({}, {"observations": 16}, False),
+        ({"observations": 16}, {"observations": 16}, True),
+        ({"owned": 10}, {"owned": 20}, False),
+        ({"owned": 20}, {"owned": 20}, True),
+        ({"observations": 16, "owned": 10}, {"observations": 4, "owned": 20}, False),
+    ],
+)
+def test_who_was_given_more_of_something_else_is_no_measure(knowing, querying, raised):
+    attacks = {
+        "rmle": touching("white-box", 0.02, 0.3, **knowing),
+        "decoder": touching("black-box", 0.01, 0.5, **querying),
+    }
+    found = suspicions(replace(SOUND, attacks=attacks))
+    assert [suspicion.code for suspicion in found] == ["stronger-is-weaker"] * raised
+    message = "(MSE 0.0200 by rmle against 0.0100 by decoder; 1 - SSIM 0.7000 by rmle against 0.5000 by decoder)"
+    assert not raised or message in found[0].message
+
+
 class Rounded(nn.Module):
     def forward(self, z):
         return (z * 4).round() / 4

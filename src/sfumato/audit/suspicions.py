@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from sfumato.attacks import Attack, BlackBox, Reconstruction, WhiteBox
+from sfumato.attacks import THREAT_MODELS, Attack, BlackBox, Reconstruction, WhiteBox
 from sfumato.audit.card import Quality, Suspicion
 from sfumato.models import Stochastic, expected
 from sfumato.training import Fit
@@ -20,6 +20,7 @@ _CONSTANT = 1e-4
 _VANISHED = 1e-6
 _LEVELS = 256
 _WORSE = 1.1
+"""A tenth more error, whichever is measured."""
 _BEHIND = 0.2
 _AVERAGED = 0.8
 _BUDGET = ("observations", "images", "queries")
@@ -77,6 +78,7 @@ def _all(evidence: Evidence) -> Iterator[tuple[str, str]]:
             "that optimize the image say little here; those that learn from examples count.",
         )
     yield from _between(evidence.attacks, evidence.specs)
+    yield from _between_threat_models(evidence.attacks)
     if evidence.random_channel and all(attack.observations == 1 for attack in evidence.attacks.values()):
         yield (
             "not-averaged",
@@ -113,6 +115,40 @@ def _between(attacks: Mapping[str, Reconstruction], specs: Mapping[str, Attack])
             f"Attacks that know the edge's weights reach SSIM {max(blind):.2f}, attacks that only query it "
             f"{max(learned):.2f}: the edge may hide its gradient, or the optimization may have failed.",
         )
+
+
+def _between_threat_models(attacks: Mapping[str, Reconstruction]) -> Iterator[tuple[str, str]]:
+    """Who may touch more can do all that others can: the best of them should not come behind."""
+    for more, less in itertools.combinations(THREAT_MODELS, 2):
+        knowing = {name: made for name, made in attacks.items() if made.threat_model == more}
+        # Who saw more sendings or owned more images was given something else in turn, and is no measure.
+        others = {
+            name: made
+            for name, made in attacks.items()
+            if made.threat_model == less
+            and any(one.observations >= made.observations and one.owned >= made.owned for one in knowing.values())
+        }
+        if not others:
+            continue
+        behind = []
+        for title, error in (("MSE", _squared_error), ("1 - SSIM", _unlikeness)):
+            ours, theirs = (min((error(made), name) for name, made in group.items()) for group in (knowing, others))
+            if ours[0] > _WORSE * theirs[0]:
+                behind.append(f"{title} {ours[0]:.4f} by {ours[1]} against {theirs[0]:.4f} by {theirs[1]}")
+        if behind:
+            yield (
+                "stronger-is-weaker",
+                f"The best {more} attack errs more than the best {less} one ({'; '.join(behind)}), though who may touch "
+                f"more can do all that others can: the {more} attacks may not have been trained to their end.",
+            )
+
+
+def _squared_error(made: Reconstruction) -> float:
+    return float(made.quality["test"].mse.mean())
+
+
+def _unlikeness(made: Reconstruction) -> float:
+    return 1 - float(made.quality["test"].ssim.mean())
 
 
 def _has_more(more: Attack, less: Attack) -> bool:
