@@ -231,21 +231,41 @@ def test_randomness_is_found_inside_a_channel():
     assert is_random(nn.Sequential(nn.Identity(), AdditiveNoise(0.1, "gaussian")))
 
 
-@pytest.mark.parametrize(("scale", "expected"), [(1.0, 1.0), (3.0, 9.0), (0.0, 0.0)])
-def test_the_gradient_of_a_linear_edge_is_known(scale, expected):
-    class Scale(nn.Module):
-        def forward(self, x):
-            return scale * x
+class Scale(nn.Module):
+    def __init__(self, by: float, offset: float = 0.0) -> None:
+        super().__init__()
+        self.by, self.offset = by, offset
 
+    def forward(self, x):
+        return self.offset + self.by * x
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "vanishes"),
+    [(1.0, 0.0, False), (1e-4, 0.0, False), (1e-30, 0.0, False), (1e-6, 1e4, True), (0.0, 1e4, True), (0.0, 0.0, True)],
+)
+def test_whether_the_gradient_vanishes_is_no_matter_of_the_features_scale(scale, offset, vanishes):
+    found = suspicions(replace(SOUND, gradient=gradient_through(sent_through(Scale(scale, offset)), IMAGES)))
+    assert [suspicion.code for suspicion in found] == ["gradient-vanishes"] * vanishes
+
+
+def test_an_image_of_which_nothing_is_sent_has_no_gradient():
+    dark = torch.cat([IMAGES, torch.zeros_like(IMAGES)])
+    one, half = (gradient_through(sent_through(Scale(3.0)), x) for x in (IMAGES, dark))
+    assert half == pytest.approx(one / 2)
+
+
+@pytest.mark.parametrize(("scale", "known"), [(1.0, True), (3.0, True), (0.0, False)])
+def test_the_gradient_of_a_linear_edge_is_known(scale, known):
     split = SplitModel(
-        Scale(),
+        Scale(scale),
         nn.Identity(),
         nn.Flatten(),
         image_shape=(1, 16, 16),
-        feature=Feature(output_shape(Scale(), (1, 16, 16))),
+        feature=Feature(output_shape(Scale(scale), (1, 16, 16))),
         cut="scale",
     )
     target = make_target(split, "white-box", generator=torch.Generator().manual_seed(0))
-    # ½‖s·x‖² has the gradient s²·x.
-    norm = float(IMAGES.flatten(1).norm(dim=1).mean())
-    assert gradient_through(target, IMAGES) == pytest.approx(expected * norm)
+    # log‖s·x‖ has the gradient x / ‖x‖², whatever s.
+    slope = float((1 / IMAGES.flatten(1).norm(dim=1)).mean())
+    assert gradient_through(target, IMAGES) == pytest.approx(slope if known else 0.0)

@@ -18,6 +18,7 @@ from sfumato.training import Fit
 _NO_PROGRESS = 0.9
 _CONSTANT = 1e-4
 _VANISHED = 1e-6
+"""Of the gradient of log‖z‖ in the image: for a linear edge it is at least 1 over the image's norm."""
 _LEVELS = 256
 _WORSE = 1.1
 """A tenth more error, whichever is measured."""
@@ -38,7 +39,7 @@ class Evidence:
         specs: Attack label to the attack.
         random_channel: Whether what is sent is random.
         mean_image: Error of answering with the mean training image, on the judged test images.
-        gradient: Mean norm of the gradient in x of ½‖what is sent of x‖²; ``None`` where it was not measured.
+        gradient: Mean norm of the gradient in x of log‖what is sent of x‖; ``None`` where it was not measured.
         levels: How many different numbers are sent of a batch of images; ``None`` where it was not measured.
     """
 
@@ -195,13 +196,23 @@ def is_random(channel: torch.nn.Module) -> bool:
 
 
 def gradient_through(target: WhiteBox, x: Tensor) -> float:
-    """Mean norm of the gradient in x of ½‖z‖², z the mean of what is sent of the images x (N, C, H, W)."""
+    """Mean norm of the gradient in x of log‖z‖, z the mean of what is sent of the images x (N, C, H, W).
+
+    It is the same whatever number all features are multiplied with.
+    """
     x = x.detach().requires_grad_()
-    z = expected(target.channel, target.edge(x))
-    if not z.requires_grad:
+    z = expected(target.channel, target.edge(x)).flatten(1)
+    largest = z.detach().abs().max()
+    if not z.requires_grad or largest == 0:
         return 0.0
-    (gradient,) = torch.autograd.grad(0.5 * z.square().sum(), x, allow_unused=True)
-    return 0.0 if gradient is None else float(gradient.flatten(1).norm(dim=1).mean())
+    # The largest number sent is 1 now: the squares of small features would be nothing.
+    squares = (z / largest).square().sum(1)
+    (gradient,) = torch.autograd.grad(0.5 * squares.sum(), x, allow_unused=True)
+    if gradient is None:
+        return 0.0
+    # Where nothing at all is sent of an image, there is no gradient either.
+    squares = squares.detach().clamp_min(torch.finfo(squares.dtype).tiny)
+    return float((gradient.flatten(1).norm(dim=1) / squares).mean())
 
 
 def levels_of(target: BlackBox, x: Tensor) -> int | None:
