@@ -9,7 +9,14 @@ from torch import nn
 
 from sfumato.attacks import DecoderAttack, Reconstruction, ThreatModel, WhiteBox, make_target
 from sfumato.audit.card import Quality as CardQuality
-from sfumato.audit.suspicions import Evidence, gradient_through, is_random, levels_of, suspicions
+from sfumato.audit.suspicions import (
+    Evidence,
+    gradient_through,
+    is_random,
+    levels_of,
+    sends_differently,
+    suspicions,
+)
 from sfumato.defenses.noise import AdditiveNoise
 from sfumato.metrics import Quality
 from sfumato.models import Feature, SplitModel, output_shape
@@ -198,9 +205,9 @@ class Detached(nn.Module):
         return z.detach() + 0 * z.detach()
 
 
-def sent_through(channel: nn.Module) -> WhiteBox:
+def sent_through(channel: nn.Module, edge: nn.Module | None = None) -> WhiteBox:
     split = SplitModel(
-        nn.Identity(),
+        edge or nn.Identity(),
         channel,
         nn.Flatten(),
         image_shape=(1, 16, 16),
@@ -229,6 +236,27 @@ def test_what_was_not_measured_raises_nothing():
 def test_randomness_is_found_inside_a_channel():
     assert not is_random(nn.Identity())
     assert is_random(nn.Sequential(nn.Identity(), AdditiveNoise(0.1, "gaussian")))
+
+
+class Restless(nn.Module):
+    """Random without being one of the layers that the library knows to be."""
+
+    def forward(self, z):
+        return z + 0.01 * torch.rand_like(z)
+
+
+@pytest.mark.parametrize(
+    ("edge", "channel", "random"),
+    [
+        (nn.Identity(), nn.Identity(), False),
+        (Restless(), nn.Identity(), True),
+        (nn.Identity(), Restless(), True),
+        (nn.Identity(), AdditiveNoise(0.1, "gaussian"), True),
+        (nn.Identity(), Rounded(), False),
+    ],
+)
+def test_whether_the_same_is_sent_differently_is_seen_wherever_it_comes_from(edge, channel, random):
+    assert sends_differently(sent_through(channel, edge), IMAGES) is random
 
 
 class Scale(nn.Module):

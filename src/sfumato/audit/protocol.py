@@ -23,7 +23,14 @@ from sfumato.audit.judge import add_judgement, train_judge
 from sfumato.audit.reference import protects
 from sfumato.audit.runs import Run, checksum_of, edge_digest, load_data, prepare, recipe_of, train_run, undefended
 from sfumato.audit.settings import Settings
-from sfumato.audit.suspicions import Evidence, gradient_through, is_random, levels_of, suspicions
+from sfumato.audit.suspicions import (
+    Evidence,
+    gradient_through,
+    is_random,
+    levels_of,
+    sends_differently,
+    suspicions,
+)
 from sfumato.data import ImageSet, Splits
 from sfumato.defenses import Defense
 from sfumato.errors import CorruptFileError, InputError, raise_all
@@ -248,14 +255,16 @@ def _card(
     utility = _utility(run, splits, settings, runtime)
     mean_image = _mean_image(splits.train, victims["test"])
     cost = metrics.split_cost(run.split)
+    gradient, levels, differs = _probed(run, victims["test"], settings, runtime)
     evidence = Evidence(
         run.fit,
         utility.test_accuracy,
         int(splits.test.labels.bincount().max()) / len(splits.test),
         made,
-        is_random(run.split.channel),
+        differs or is_random(run.split.channel),
         mean_image,
-        *_probed(run, victims["test"], settings, runtime),
+        gradient,
+        levels,
         specs=dict(zip(made, attacks, strict=True)),
     )
     return Card(
@@ -383,11 +392,12 @@ def _worst_case(made: Mapping[str, Reconstruction]) -> cards.WorstCase:
     return cards.WorstCase(mse=float(quality.mse.mean()), ssim=float(quality.ssim.mean()))
 
 
-def _probed(run: Run, victims: ImageSet, settings: Settings, runtime: Runtime) -> tuple[float, int | None]:
+def _probed(run: Run, victims: ImageSet, settings: Settings, runtime: Runtime) -> tuple[float, int | None, bool]:
+    """The gradient through the device, how many numbers it sends, and whether it sends the same image differently."""
     target = make_target(run.split, "white-box", generator=runtime.generator(settings.seed))
     assert isinstance(target, WhiteBox)
     x = victims.images[:_PROBES].to(runtime.device) / 255
-    return gradient_through(target, x), levels_of(target, x)
+    return gradient_through(target, x), levels_of(target, x), sends_differently(target, x)
 
 
 def _timing(run: Run, made: Mapping[str, Reconstruction], runtime: Runtime) -> cards.Timing:

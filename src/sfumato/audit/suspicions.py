@@ -37,7 +37,7 @@ class Evidence:
         chance: Share of the most frequent test class.
         attacks: Attack label to what it made.
         specs: Attack label to the attack.
-        random_channel: Whether what is sent is random.
+        random_channel: Whether what is sent is random, wherever that comes from.
         mean_image: Error of answering with the mean training image, on the judged test images.
         gradient: Mean norm of the gradient in x of log‖what is sent of x‖; ``None`` where it was not measured.
         levels: How many different numbers are sent of a batch of images; ``None`` where it was not measured.
@@ -139,8 +139,8 @@ def _between_threat_models(attacks: Mapping[str, Reconstruction]) -> Iterator[tu
         if behind:
             yield (
                 "stronger-is-weaker",
-                f"The best {more} attack errs more than the best {less} one ({'; '.join(behind)}), though who may touch "
-                f"more can do all that others can: the {more} attacks may not have been trained to their end.",
+                f"The best {more} attack errs more than the best {less} one ({'; '.join(behind)}), though who may "
+                f"touch more can do all that others can: the {more} attacks may not have been trained to their end.",
             )
 
 
@@ -193,6 +193,12 @@ def _of_attack(name: str, attack: Reconstruction, mean_image_mse: float) -> Iter
 def is_random(channel: torch.nn.Module) -> bool:
     """Whether a channel draws random numbers."""
     return any(isinstance(layer, Stochastic) for layer in channel.modules())
+
+
+def sends_differently(target: BlackBox, x: Tensor) -> bool:
+    """Whether the same images x (N, C, H, W), sent twice, make different features: whatever draws, and wherever."""
+    first = target.query(x)
+    return not torch.equal(first, target.query(x))
 
 
 def gradient_through(target: WhiteBox, x: Tensor) -> float:
