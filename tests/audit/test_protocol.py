@@ -288,6 +288,34 @@ def test_an_attacker_with_images_of_its_own(tmp_path, tiny_settings, runtime):
     assert card.data.auxiliary == 90
 
 
+def test_fewer_images_of_an_attacker_are_among_more(tmp_path, tiny_settings, runtime, monkeypatch):
+    """Whatever stands between the attacks of a curve, and in whatever order they come."""
+    weak, had, run = {**tiny_settings["attacks"][0], "epochs": 1}, {}, DecoderAttack.run
+
+    def watched(self, target, knowledge, **kwargs):
+        parts = (knowledge.train.images, knowledge.validation.images)
+        had[self.images] = [{image.numpy().tobytes() for image in part} for part in parts]
+        return run(self, target, knowledge, **kwargs)
+
+    monkeypatch.setattr(DecoderAttack, "run", watched)
+    counts = (90, 20, 45)
+    attacks = [weak, *({**weak, "images": count} for count in counts)]
+    change = {
+        "data": {"auxiliary": 0.4},
+        "evaluation": {"knowledge": "auxiliary"},
+        "defenses": ["none"],
+        "attacks": attacks,
+    }
+    (card,) = audit(load_settings([tiny_settings, change]), root=tmp_path, runtime=runtime)
+    assert [attack.images for attack in card.attacks] == [120, *counts]
+    assert {count: len(train) + len(held) for count, (train, held) in had.items()} == {
+        count: count or 120 for count in had
+    }
+    for few, more in itertools.pairwise((20, 45, 90, None)):
+        for part, among in zip(had[few], had[more], strict=True):
+            assert part < among
+
+
 def test_a_defense_that_cannot_be_set_up_stops_before_the_first_is_trained(tmp_path, tiny_settings, runtime):
     settings = load_settings([tiny_settings, {"defenses": ["none", {"label": "bare", "chain": [{"part": "noise"}]}]}])
     with pytest.raises(InputError, match=r"bare: defense noise: .* put bottleneck before it"):

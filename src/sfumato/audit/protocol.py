@@ -236,6 +236,9 @@ def _attack(
     own = runtime.generator(settings.seed + 50_001 + position)
     touched = attack.threat_model or settings.evaluation.threat_model
     target = make_target(run.split, touched, generator=channel)
+    if attack.images is not None:
+        # Of one stream for all attacks: fewer images are among more, as on a curve against them they should be.
+        knowledge = knowledge.limited(attack.images, torch.Generator().manual_seed(settings.seed + 30_011))
     titled = replace(runtime, progress=Titled(runtime.progress, f"attack {run.label}"))
     made = attack(target, knowledge, victims, generator=own, runtime=titled)
     attacking.keep(made, runtime.folder)
