@@ -167,8 +167,7 @@ def _of_attack(name: str, attack: Reconstruction, mean_image_mse: float) -> Iter
     if attack.diverged:
         yield (
             "attack-diverged",
-            f"A loss of the attack {name}, or a picture that it made, became infinite or NaN; its figures say "
-            "nothing.",
+            f"A loss of the attack {name}, or a picture that it made, became infinite or NaN; its figures say nothing.",
         )
     for figure, title in (("mse", "MSE"), ("objective", "objective")):
         before, after = (attack.figures.get(f"{figure}_{when}") for when in ("before", "after"))
