@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.attacks import DecoderAttack, Knowledge, RMLEAttack, make_target
@@ -31,7 +32,7 @@ VICTIMS, ALONE, ROUNDS = 32, 4, 7
 IMAGES, BATCH_SIZE = 640, 128
 RMLE = RMLEAttack(steps=40, tv=0.1)
 DECODER = DecoderAttack(depth=4, width=32, epochs=ROUNDS + 1, batch_size=BATCH_SIZE)
-Work = Callable[[], None]
+Work = Callable[[], object]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -49,33 +50,35 @@ def make_knowledge() -> Knowledge:
 
 
 def rmle_sides(runtime: Runtime) -> tuple[Work, Work]:
-    """All victims at once, and some of them one at a time."""
+    """All victims at once, and some of them one at a time; both give their pictures back."""
     model, knowledge = make_split().to(runtime.device), make_knowledge().to(runtime.device)
     target = make_target(model, "white-box", generator=runtime.generator(2))
     z = target.query(knowledge.train.images[:VICTIMS] / 255)
     learned = RMLE.run(target, knowledge, generator=runtime.generator(3), runtime=runtime)
 
-    def together() -> None:
-        learned.invert(z)
+    def together() -> Tensor:
+        return learned.invert(z)
 
-    def alone() -> None:
-        for i in range(ALONE):
-            learned.invert(z[i : i + 1])
+    def alone() -> Tensor:
+        return torch.cat([learned.invert(z[i : i + 1]) for i in range(ALONE)])
 
     return together, alone
 
 
-def decoder_sides(runtime: Runtime) -> tuple[Work, Work]:
-    """An epoch of our loop, and one written by hand."""
-    model, knowledge = make_split().to(runtime.device), make_knowledge().to(runtime.device)
-    target = make_target(model, "black-box", generator=runtime.generator(2))
-    pairs = observe(target, knowledge)
-    made = Decoder(
+def make_decoder(model: SplitModel) -> nn.Module:
+    return Decoder(
         model.feature.shape, model.image_shape, depth=DECODER.depth, width=DECODER.width, generator=seeded(3)
     )
+
+
+def our_decoder(runtime: Runtime) -> tuple[Work, nn.Module]:
+    """An epoch of our loop, and the network that it trains."""
+    model, knowledge = make_split().to(runtime.device), make_knowledge().to(runtime.device)
+    target = make_target(model, "black-box", generator=runtime.generator(2))
+    pairs, decoder = observe(target, knowledge), make_decoder(model)
     recipe = Recipe(DECODER.epochs, BATCH_SIZE, DECODER.lr, weight_decay=DECODER.weight_decay)
     job = NetworkJob(
-        made,
+        decoder,
         squared_error,
         pairs,
         recipe,
@@ -85,20 +88,26 @@ def decoder_sides(runtime: Runtime) -> tuple[Work, Work]:
         runtime=runtime,
     )
 
-    def ours() -> None:
+    def epoch() -> None:
         fit(job, pairs[0].images, Plan(1, BATCH_SIZE, seed=0), runtime)
 
-    device, pixels = runtime.device, knowledge.train.images
+    return epoch, decoder
+
+
+def any_order(images: int) -> Tensor:
+    return torch.randperm(images, generator=seeded())
+
+
+def decoder_by_hand(runtime: Runtime, order: Callable[[int], Tensor] = any_order) -> tuple[Work, nn.Module]:
+    """The same written by hand."""
+    device, pixels = runtime.device, make_knowledge().to(runtime.device).train.images
     frozen = make_split().to(device).eval().requires_grad_(False)
-    made = Decoder(
-        model.feature.shape, model.image_shape, depth=DECODER.depth, width=DECODER.width, generator=seeded(3)
-    )
-    decoder = made.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    decoder = make_decoder(frozen).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(decoder.parameters(), lr=DECODER.lr, weight_decay=DECODER.weight_decay)
 
-    def by_hand() -> None:
+    def epoch() -> None:
         decoder.train()
-        for part in torch.split(torch.randperm(len(pixels), generator=seeded()).to(device), BATCH_SIZE):
+        for part in torch.split(order(len(pixels)).to(device), BATCH_SIZE):
             x = pixels.index_select(0, part).float().div_(255).contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
                 z = frozen.send(x)
@@ -107,7 +116,7 @@ def decoder_sides(runtime: Runtime) -> tuple[Work, Work]:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
-    return ours, by_hand
+    return epoch, decoder
 
 
 def seconds(work: Work, device: torch.device) -> float:
@@ -134,7 +143,7 @@ def in_turns(sides: tuple[Work, Work], device: torch.device, rounds: int = ROUND
 def main() -> None:
     runtime = Runtime(fabric=make_fabric())
     rmle = in_turns(rmle_sides(runtime), runtime.device)
-    decoder = in_turns(decoder_sides(runtime), runtime.device)
+    decoder = in_turns((our_decoder(runtime)[0], decoder_by_hand(runtime)[0]), runtime.device)
     steps = IMAGES // BATCH_SIZE
     print(
         json.dumps(

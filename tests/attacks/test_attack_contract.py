@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -24,7 +25,17 @@ from attack_toys import (
     target_of,
 )
 
-from sfumato.attacks import ATTACKS, THREAT_MODELS, Attack, Knowledge, ThreatModel, build
+from sfumato.attacks import (
+    ATTACKS,
+    THREAT_MODELS,
+    Attack,
+    BlackBox,
+    Knowledge,
+    Learned,
+    Reconstruction,
+    ThreatModel,
+    build,
+)
 from sfumato.errors import InputError, InputErrors
 from sfumato.metrics import quality
 from sfumato.training import Runtime
@@ -179,6 +190,43 @@ def test_reconstructions_that_are_not_finite_are_black_and_do_not_poison_the_fig
     )
     assert float(made.images["test"].abs().sum()) == 0
     assert torch.isfinite(made.quality["test"].mse).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers(Attack):
+    """Answers the first victim with one number, the others with their features."""
+
+    name: ClassVar[str] = "answers"
+    source: ClassVar[str] = "test"
+    threat_models: ClassVar[frozenset[ThreatModel]] = frozenset(THREAT_MODELS)
+    cost: ClassVar[str] = "nothing"
+    number: str = "nan"
+
+    def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
+        def invert(z: torch.Tensor) -> torch.Tensor:
+            answer = z.clone()
+            answer[0] = float(self.number)
+            return answer
+
+        return Learned(invert)
+
+
+@pytest.mark.parametrize(("number", "expected"), [("nan", True), ("inf", True), ("-inf", True), ("2", False)])
+def test_a_reconstruction_that_is_not_finite_is_told_and_still_told_by_a_call_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str, expected: bool
+) -> None:
+    def made() -> Reconstruction:
+        target, where = target_of(identity_split()), runtime(folder=tmp_path)
+        return Answers(number)(target, make_knowledge(), VICTIMS, generator=generator(0), runtime=where)
+
+    first = made()
+    assert first.diverged is expected
+    monkeypatch.setattr(Answers, "run", lambda *_, **__: Learned(torch.zeros_like))
+    again = made()
+    assert again.diverged is expected, "told of what was kept"
+    for group, images in first.images.items():
+        assert bool(images.isfinite().all())
+        assert torch.equal(again.images[group], images)
 
 
 class TestValidation:

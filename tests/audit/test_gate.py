@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import math
 import statistics
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sfumato.attacks import auto
 from sfumato.audit import Card, audit, load_settings
+from sfumato.audit import check as audit_check
 from sfumato.audit.gate import METRICS, OPERATORS, SHAPE, Condition, check, gated, measure, parse, parse_all, unmeasured
-from sfumato.errors import InputError, InputErrors
+from sfumato.errors import InputError, InputErrors, together
 from sfumato.training import Runtime, make_fabric
 
 NOISE = [{"name": "bottleneck"}, {"name": "noise", "arguments": {"sigma": 0.1}}]
@@ -333,6 +336,91 @@ def test_what_an_audit_will_not_measure_is_known_before(tiny_settings):
         load_settings([twice, {"fail_if": "decoder (width=3):ssim>0.5"}])
     assert load_settings([{"fail_if": one}], whole=False).fail_if == (one,)
     assert unmeasured(parse("identity>0"), [("decoder", "decoder")], judged=True) is None
+
+
+@pytest.mark.parametrize(
+    ("level", "threat_model", "condition", "accepted"),
+    [
+        ("quick", "white-box", "gan:ssim>0.5", False),
+        ("quick", "white-box", "generator:ssim>0.5", False),
+        ("quick", "white-box", "rmle:ssim>0.5", True),
+        ("quick", "black-box", "rmle:ssim>0.5", False),
+        ("quick", "black-box", "decoder (observations=16):ssim>0.5", True),
+        ("standard", "gray-box", "generator:ssim>0.5", True),
+        ("standard", "white-box", "rmle (observations=16):ssim>0.5", True),
+        ("standard", "white-box", "decoder (architecture=unet):ssim>0.5", True),
+        ("standard", "white-box", "deep_prior:ssim>0.5", False),
+        ("thorough", "white-box", "deep_prior:ssim>0.5", True),
+        ("thorough", "black-box", "gan:mse<0.01", True),
+        ("thorough", "black-box", "decodr (observations=16):ssim>0.5", False),
+    ],
+)
+def test_what_auto_can_never_run_is_known_from_the_settings(level, threat_model, condition, accepted):
+    layer = {
+        "attacks": [{"attack": "auto", "level": level}],
+        "evaluation": {"threat_model": threat_model},
+        "fail_if": [condition],
+    }
+    if accepted:
+        assert len(load_settings([layer]).conditions()) == 1
+    else:
+        with pytest.raises(InputError, match="an attack that is run") as caught:
+            load_settings([layer])
+        assert caught.value.value == condition
+
+
+def test_attacks_beside_auto_are_known_too():
+    attacks = ["generator", {"attack": "auto", "level": "quick"}]
+    fail_if = ["generator:ssim>0.5", "decoder:ssim>0.5", "decoder (observations=16):mse<0.1"]
+    assert len(load_settings([{"attacks": attacks, "fail_if": fail_if}]).conditions()) == 3
+    with pytest.raises(InputError, match="one of decoder, decoder \\(observations=16\\), generator, rmle"):
+        load_settings([{"attacks": attacks, "fail_if": ["gan:ssim>0.5"]}])
+
+
+@pytest.mark.parametrize(
+    ("level", "defenses", "condition", "refused"),
+    [
+        ("quick", ["none", "noise"], "decoder (observations=16):ssim>2", ()),
+        ("quick", ["noise", "dist_corr"], "decoder (observations=16):ssim>2", ("dist_corr",)),
+        ("quick", ["none"], "decoder (observations=16):ssim>2", ("none",)),
+        ("quick", ["none", "noise"], "decoder (architecture=unet):ssim>2", ("noise",)),
+        ("standard", ["noise"], "decoder (architecture=unet):ssim>2", ()),
+        ("standard", ["noise", "dist_corr"], "decoder (observations=4):ssim>2", ("dist_corr",)),
+    ],
+)
+def test_what_auto_does_not_run_on_a_defense_is_said_before_training(
+    tmp_path, tiny_settings, level, defenses, condition, refused
+):
+    layer = {
+        "defenses": defenses,
+        "attacks": [{"attack": "auto", "level": level}],
+        "evaluation": {"threat_model": "black-box", "victims": 12},
+        "fail_if": [condition],
+    }
+    settings, runtime = load_settings([tiny_settings, layer]), Runtime(fabric=make_fabric("cpu"))
+    if not refused:
+        audit_check(settings, runtime=runtime)
+        return
+    for run in (audit_check, partial(audit, root=tmp_path)):
+        with pytest.raises(InputError) as caught:
+            run(settings, runtime=runtime)
+        errors = together(caught.value)
+        assert [error.value for error in errors] == [condition] * len(refused)
+        assert [error.accepted.rpartition(" (defense ")[2] for error in errors] == [f"{name})" for name in refused]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_condition_on_what_auto_runs_is_held_against_the_card(tmp_path, tiny_settings, monkeypatch):
+    monkeypatch.setitem(auto._SIZES, "quick", auto._Size(steps=4, depth=0, width=4))
+    layer = {
+        "defenses": ["none", "noise"],
+        "attacks": [{"attack": "auto", "level": "quick"}],
+        "evaluation": {"threat_model": "black-box", "victims": 12},
+        "fail_if": ["decoder (observations=16):ssim<2"],
+    }
+    settings = load_settings([tiny_settings, layer])
+    cards = audit(settings, root=tmp_path, runtime=Runtime(fabric=make_fabric("cpu")))
+    assert [one.defense for one in check(cards, settings.conditions())] == ["noise"]
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import nn
 
 from sfumato import metrics
 from sfumato.attacks import DecoderAttack, RMLEAttack, auto, base
-from sfumato.audit import Card, audit, load_settings, reopen, train_all
+from sfumato.audit import Card, attack_run, audit, load_settings, reopen, train_all
 from sfumato.audit.runs import load_data, train_run
 from sfumato.errors import CorruptFileError, InputError, Interrupted
 from sfumato.training import Runtime, make_fabric
@@ -288,6 +289,34 @@ def test_an_attacker_with_images_of_its_own(tmp_path, tiny_settings, runtime):
     assert card.data.auxiliary == 90
 
 
+def test_fewer_images_of_an_attacker_are_among_more(tmp_path, tiny_settings, runtime, monkeypatch):
+    """Whatever stands between the attacks of a curve, and in whatever order they come."""
+    weak, had, run = {**tiny_settings["attacks"][0], "epochs": 1}, {}, DecoderAttack.run
+
+    def watched(self, target, knowledge, **kwargs):
+        parts = (knowledge.train.images, knowledge.validation.images)
+        had[self.images] = [{image.numpy().tobytes() for image in part} for part in parts]
+        return run(self, target, knowledge, **kwargs)
+
+    monkeypatch.setattr(DecoderAttack, "run", watched)
+    counts = (90, 20, 45)
+    attacks = [weak, *({**weak, "images": count} for count in counts)]
+    change = {
+        "data": {"auxiliary": 0.4},
+        "evaluation": {"knowledge": "auxiliary"},
+        "defenses": ["none"],
+        "attacks": attacks,
+    }
+    (card,) = audit(load_settings([tiny_settings, change]), root=tmp_path, runtime=runtime)
+    assert [attack.images for attack in card.attacks] == [120, *counts]
+    assert {count: len(train) + len(held) for count, (train, held) in had.items()} == {
+        count: count or 120 for count in had
+    }
+    for few, more in itertools.pairwise((20, 45, 90, None)):
+        for part, among in zip(had[few], had[more], strict=True):
+            assert part < among
+
+
 def test_a_defense_that_cannot_be_set_up_stops_before_the_first_is_trained(tmp_path, tiny_settings, runtime):
     settings = load_settings([tiny_settings, {"defenses": ["none", {"label": "bare", "chain": [{"part": "noise"}]}]}])
     with pytest.raises(InputError, match=r"bare: defense noise: .* put bottleneck before it"):
@@ -343,6 +372,29 @@ def test_auto_is_what_each_model_calls_for(tmp_path, tiny_settings, runtime, mon
     assert noisy.worst_case.ssim == pytest.approx(np.maximum(once.test_ssim, often.test_ssim).mean())
     assert not list(tmp_path.rglob("reconstruction.safetensors"))
     assert audit(settings, root=tmp_path, runtime=runtime) == [bare, noisy], "taken from where they are"
+
+
+class Restless(nn.Module):
+    """An edge that is random, and none of the layers that are known to be."""
+
+    def __init__(self, edge):
+        super().__init__()
+        self.edge = edge
+
+    def forward(self, x):
+        z = self.edge(x)
+        return z + 0.01 * torch.rand_like(z)
+
+
+@pytest.mark.parametrize("restless", [False, True])
+def test_randomness_in_the_edge_is_not_overlooked(tmp_path, tiny_settings, runtime, restless):
+    settings = load_settings([tiny_settings, {"defenses": ["none"]}])
+    splits = load_data(settings.data, settings.seed)
+    run = train_run(settings, "none", settings.resolved_defenses()["none"], splits, root=tmp_path, runtime=runtime)
+    if restless:
+        run = replace(run, split=run.split.with_parts(edge=Restless(run.split.edge)))
+    card = attack_run(run, settings, splits, runtime=runtime)
+    assert ("not-averaged" in {doubt.code for doubt in card.suspicions}) is restless
 
 
 def test_a_budget_that_auto_cannot_do_with_is_said_before_training(tmp_path, tiny_settings, runtime):

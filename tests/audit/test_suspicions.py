@@ -9,7 +9,14 @@ from torch import nn
 
 from sfumato.attacks import DecoderAttack, Reconstruction, ThreatModel, WhiteBox, make_target
 from sfumato.audit.card import Quality as CardQuality
-from sfumato.audit.suspicions import Evidence, gradient_through, is_random, levels_of, suspicions
+from sfumato.audit.suspicions import (
+    Evidence,
+    gradient_through,
+    is_random,
+    levels_of,
+    sends_differently,
+    suspicions,
+)
 from sfumato.defenses.noise import AdditiveNoise
 from sfumato.metrics import Quality
 from sfumato.models import Feature, SplitModel, output_shape
@@ -125,6 +132,69 @@ def test_weights_that_do_not_help(knowing, raised):
     assert [suspicion.code for suspicion in found] == ["weights-do-not-help"] * raised
 
 
+def touching(threat_model, mse, ssim, **more):
+    made_ = made(mse=mse)
+    quality = made_.quality["test"]
+    judged = {"test": replace(quality, ssim=torch.full_like(quality.ssim, ssim))}
+    return replace(made_, quality=judged, threat_model=threat_model, **more)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "pairs"),
+    [
+        ({"rmle": ("white-box", 0.012, 0.5), "decoder": ("black-box", 0.01, 0.5)}, [("white-box", "black-box")]),
+        ({"rmle": ("white-box", 0.0109, 0.46), "decoder": ("black-box", 0.01, 0.5)}, []),
+        ({"rmle": ("white-box", 0.01, 0.44), "decoder": ("gray-box", 0.01, 0.5)}, [("white-box", "gray-box")]),
+        ({"mirror": ("gray-box", 0.02, 0.5), "decoder": ("black-box", 0.01, 0.5)}, [("gray-box", "black-box")]),
+        ({"mirror": ("gray-box", 0.01, 0.5), "decoder": ("black-box", 0.02, 0.2)}, []),
+        # Each measure has a best attack of its own.
+        (
+            {
+                "rmle": ("white-box", 0.01, 0.1),
+                "prior": ("white-box", 0.04, 0.8),
+                "decoder": ("black-box", 0.01, 0.1),
+                "unet": ("black-box", 0.04, 0.8),
+            },
+            [],
+        ),
+        (
+            {
+                "rmle": ("white-box", 0.03, 0.5),
+                "mirror": ("gray-box", 0.02, 0.5),
+                "decoder": ("black-box", 0.01, 0.5),
+            },
+            [("white-box", "gray-box"), ("white-box", "black-box"), ("gray-box", "black-box")],
+        ),
+    ],
+)
+def test_the_best_of_those_who_may_touch_more_does_worse(attacks, pairs):
+    found = suspicions(replace(SOUND, attacks={name: touching(*figures) for name, figures in attacks.items()}))
+    assert [suspicion.code for suspicion in found] == ["stronger-is-weaker"] * len(pairs)
+    for suspicion, (more, less) in zip(found, pairs, strict=True):
+        assert f"The best {more} attack errs more than the best {less} one" in suspicion.message
+
+
+@pytest.mark.parametrize(
+    ("knowing", "querying", "raised"),
+    [
+        ({}, {"observations": 16}, False),
+        ({"observations": 16}, {"observations": 16}, True),
+        ({"owned": 10}, {"owned": 20}, False),
+        ({"owned": 20}, {"owned": 20}, True),
+        ({"observations": 16, "owned": 10}, {"observations": 4, "owned": 20}, False),
+    ],
+)
+def test_who_was_given_more_of_something_else_is_no_measure(knowing, querying, raised):
+    attacks = {
+        "rmle": touching("white-box", 0.02, 0.3, **knowing),
+        "decoder": touching("black-box", 0.01, 0.5, **querying),
+    }
+    found = suspicions(replace(SOUND, attacks=attacks))
+    assert [suspicion.code for suspicion in found] == ["stronger-is-weaker"] * raised
+    message = "(MSE 0.0200 by rmle against 0.0100 by decoder; 1 - SSIM 0.7000 by rmle against 0.5000 by decoder)"
+    assert not raised or message in found[0].message
+
+
 class Rounded(nn.Module):
     def forward(self, z):
         return (z * 4).round() / 4
@@ -135,9 +205,9 @@ class Detached(nn.Module):
         return z.detach() + 0 * z.detach()
 
 
-def sent_through(channel: nn.Module) -> WhiteBox:
+def sent_through(channel: nn.Module, edge: nn.Module | None = None) -> WhiteBox:
     split = SplitModel(
-        nn.Identity(),
+        edge or nn.Identity(),
         channel,
         nn.Flatten(),
         image_shape=(1, 16, 16),
@@ -168,21 +238,62 @@ def test_randomness_is_found_inside_a_channel():
     assert is_random(nn.Sequential(nn.Identity(), AdditiveNoise(0.1, "gaussian")))
 
 
-@pytest.mark.parametrize(("scale", "expected"), [(1.0, 1.0), (3.0, 9.0), (0.0, 0.0)])
-def test_the_gradient_of_a_linear_edge_is_known(scale, expected):
-    class Scale(nn.Module):
-        def forward(self, x):
-            return scale * x
+class Restless(nn.Module):
+    """Random without being one of the layers that the library knows to be."""
 
+    def forward(self, z):
+        return z + 0.01 * torch.rand_like(z)
+
+
+@pytest.mark.parametrize(
+    ("edge", "channel", "random"),
+    [
+        (nn.Identity(), nn.Identity(), False),
+        (Restless(), nn.Identity(), True),
+        (nn.Identity(), Restless(), True),
+        (nn.Identity(), AdditiveNoise(0.1, "gaussian"), True),
+        (nn.Identity(), Rounded(), False),
+    ],
+)
+def test_whether_the_same_is_sent_differently_is_seen_wherever_it_comes_from(edge, channel, random):
+    assert sends_differently(sent_through(channel, edge), IMAGES) is random
+
+
+class Scale(nn.Module):
+    def __init__(self, by: float, offset: float = 0.0) -> None:
+        super().__init__()
+        self.by, self.offset = by, offset
+
+    def forward(self, x):
+        return self.offset + self.by * x
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "vanishes"),
+    [(1.0, 0.0, False), (1e-4, 0.0, False), (1e-30, 0.0, False), (1e-6, 1e4, True), (0.0, 1e4, True), (0.0, 0.0, True)],
+)
+def test_whether_the_gradient_vanishes_is_no_matter_of_the_features_scale(scale, offset, vanishes):
+    found = suspicions(replace(SOUND, gradient=gradient_through(sent_through(Scale(scale, offset)), IMAGES)))
+    assert [suspicion.code for suspicion in found] == ["gradient-vanishes"] * vanishes
+
+
+def test_an_image_of_which_nothing_is_sent_has_no_gradient():
+    dark = torch.cat([IMAGES, torch.zeros_like(IMAGES)])
+    one, half = (gradient_through(sent_through(Scale(3.0)), x) for x in (IMAGES, dark))
+    assert half == pytest.approx(one / 2)
+
+
+@pytest.mark.parametrize(("scale", "known"), [(1.0, True), (3.0, True), (0.0, False)])
+def test_the_gradient_of_a_linear_edge_is_known(scale, known):
     split = SplitModel(
-        Scale(),
+        Scale(scale),
         nn.Identity(),
         nn.Flatten(),
         image_shape=(1, 16, 16),
-        feature=Feature(output_shape(Scale(), (1, 16, 16))),
+        feature=Feature(output_shape(Scale(scale), (1, 16, 16))),
         cut="scale",
     )
     target = make_target(split, "white-box", generator=torch.Generator().manual_seed(0))
-    # ½‖s·x‖² has the gradient s²·x.
-    norm = float(IMAGES.flatten(1).norm(dim=1).mean())
-    assert gradient_through(target, IMAGES) == pytest.approx(expected * norm)
+    # log‖s·x‖ has the gradient x / ‖x‖², whatever s.
+    slope = float((1 / IMAGES.flatten(1).norm(dim=1)).mean())
+    assert gradient_through(target, IMAGES) == pytest.approx(slope if known else 0.0)

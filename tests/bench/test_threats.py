@@ -133,6 +133,54 @@ def test_only_what_was_run_is_explained(tmp_path):
     assert ssim["row"][3:] == ["strongest gray-box", "strongest black-box"]
 
 
+def learning(from_train, from_auxiliary=()):
+    """The attacks of FACED, by row, with the images that they learned from."""
+    origins = dict.fromkeys(from_train, "train") | dict.fromkeys(from_auxiliary, "auxiliary")
+    return {
+        place: [one | {"trained_on": origins[place[0]]} for one in attacks]
+        for place, attacks in FACED.items()
+        if place[0] in origins
+    }
+
+
+@pytest.mark.parametrize(
+    ("attacks", "said", "kept"),
+    [
+        (
+            learning(["none", "noise"]),
+            "All attackers learn from the model’s own training images, the papers’ worst case.",
+            {"train": ["none", "noise"]},
+        ),
+        (
+            learning([], ["none", "noise"]),
+            "All attackers learn from images of the attacker’s own, which the model never saw.",
+            {"auxiliary": ["none", "noise"]},
+        ),
+        (
+            learning(["noise"], ["none"]),
+            "Attackers learn against none from images of the attacker’s own, which the model never saw; against noise "
+            "from the model’s own training images, the papers’ worst case.",
+            {"auxiliary": ["none"], "train": ["noise"]},
+        ),
+    ],
+    ids=["train", "auxiliary", "both"],
+)
+@pytest.mark.parametrize("together", [True, False], ids=["side by side", "one attack"])
+def test_a_page_says_which_images_attackers_learn_from(tmp_path, attacks, said, kept, together):
+    result = result_of(attacks if together else {place: each[:1] for place, each in attacks.items()})
+    written = write_result(result, tmp_path)
+    text = " ".join(written.page.read_text(encoding="utf-8").split())
+    assert text.count(said) == 1
+    assert text.count("learn") == said.count("learn"), "and nothing else on it"
+    assert json.loads(written.data.read_text())["learned_from"] == kept
+
+
+def test_a_page_without_cards_says_nothing_of_images(tmp_path):
+    written = write_result(result_of({}), tmp_path)
+    assert "learn" not in written.page.read_text(encoding="utf-8")
+    assert json.loads(written.data.read_text())["learned_from"] == {}
+
+
 @pytest.mark.parametrize(
     ("attacks", "shown"),
     [(slice(0, 1), False), (slice(0, 2), False), (slice(2, 4), True)],

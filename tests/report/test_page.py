@@ -399,6 +399,29 @@ def test_what_was_tried_names_budgets_and_threat_models(card, attack):
     assert "Not run: averaging" in once
 
 
+@pytest.mark.parametrize(
+    ("origins", "said"),
+    [
+        (("train", "train"), ["All attackers learned from the model’s training pictures, the papers’ worst case."]),
+        (("auxiliary", "auxiliary"), ["All attackers learned from other pictures of the same kind."]),
+        (
+            ("train", "auxiliary"),
+            [
+                "Some attackers learned from the model’s training pictures, the papers’ worst case: decoder.",
+                "Some attackers learned from other pictures of the same kind: rmle.",
+            ],
+        ),
+    ],
+)
+def test_the_page_says_which_pictures_attackers_learned_from(card, attack, origins, said):
+    made = [attack(name, threat_model="black-box", trained_on=one) for name, one in zip(("decoder", "rmle"), origins)]
+    words = Page(render_page([card(attacks=made)])).words
+    for line in said:
+        assert line in words
+    assert words.count(" attackers learned from ") == len(said)
+    assert "A black-box attacker may only query the device’s half." in words
+
+
 def test_the_same_attack_under_another_label_is_not_called_missing(card, attack):
     several = [
         attack("decoder (observations=1)", epochs=5),

@@ -95,7 +95,7 @@ class Reconstruction:
         observations: Interceptions of each victim's feature, of which it got the mean.
         seconds: Wall clock, training included.
         figures: Of the attack's own training.
-        diverged: Whether a loss of the attack was not finite.
+        diverged: Whether a loss of the attack, or a pixel of what it made, was not finite.
     """
 
     images: Mapping[str, Tensor]
@@ -198,7 +198,7 @@ class Attack(ABC):
         learned = self.run(own, knowledge.to(runtime.device), generator=generator, runtime=runtime)
         wire = target.under(observations=self.observations)
         pieces = self.pieces(target, knowledge, generator=generator, runtime=runtime)
-        images = _reconstruct(wire, victims, learned, pieces, runtime.device)
+        images, finite = _reconstruct(wire, victims, learned, pieces, runtime.device)
         # Interception is the victims' doing, not the attacker's.
         queries = target.queries - asked_before - self.observations * sum(map(len, victims.values()))
         seconds = time.perf_counter() - started
@@ -212,7 +212,7 @@ class Attack(ABC):
             self.observations,
             seconds,
             learned.figures,
-            learned.diverged,
+            learned.diverged or not finite,
         )
 
     def pieces(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Pieces:
@@ -256,22 +256,26 @@ class Attack(ABC):
 
 def _reconstruct(
     target: BlackBox, victims: Mapping[str, ImageSet], learned: Learned, pieces: Pieces, device: torch.device
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], bool]:
+    """The pictures of each group, and whether all that the attack answered was finite."""
     batches = [(name, part) for name, group in victims.items() for part in torch.split(group.images, _BATCH)]
     made: dict[str, list[Tensor]] = {name: [] for name in victims}
     figures = {name: float(value) for name, value in learned.figures.items()}
+    finite = True
 
     def pictures(z: Tensor) -> Tensor:
-        # An attack that diverged is judged by a black picture, and flagged; NaN would poison every mean.
-        return learned.invert(z).detach().cpu().nan_to_num(0.0).clamp(0, 1)
+        return learned.invert(z).detach().cpu()
 
     for i, (name, part) in enumerate(batches, 1):
         # Sent again by a call that goes on: the features tell whether it is the same model and the same victims.
         z = target.query(part.to(device) / 255)
-        made[name].append(pieces(f"victims{i}", partial(pictures, z), z, figures).cpu())
+        answer = pieces(f"victims{i}", partial(pictures, z), z, figures).cpu()
+        finite = finite and bool(answer.isfinite().all())
+        # NaN is judged as black, for it would poison every mean. Kept as it is, a call that goes on sees it too.
+        made[name].append(answer.nan_to_num(0.0).clamp(0, 1))
         if i < len(batches) and pieces.stop_is_due():
             raise Interrupted(f"stopped after batch {i} of {len(batches)} of the victims; they are kept")
-    return {name: torch.cat(parts) for name, parts in made.items()}
+    return {name: torch.cat(parts) for name, parts in made.items()}, finite
 
 
 def _drawn(images: ImageSet, count: int, generator: torch.Generator) -> ImageSet:

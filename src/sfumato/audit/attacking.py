@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sfumato.attacks import Attack, Auto, Reconstruction, Scene
+from sfumato.attacks import Attack, Auto, Reconstruction, Scene, ThreatModel, labels
 from sfumato.errors import CorruptFileError
 from sfumato.metrics import Quality
 from sfumato.storage import load_state, save_state
 
 KEPT = "reconstruction.safetensors"
+_USUAL = (10_000, (3, 32, 32), (8, 8, 8))
+"""Images of an attacker, shapes of image and feature, that every attack can work with."""
 
 
 def expanded(entries: Sequence[Attack | Auto], scene: Scene) -> tuple[Attack, ...]:
@@ -24,6 +26,27 @@ def expanded(entries: Sequence[Attack | Auto], scene: Scene) -> tuple[Attack, ..
         members = entry.members(scene) if isinstance(entry, Auto) else (entry,)
         found += [attack for attack in members if attack not in found]
     return tuple(found)
+
+
+def named(entries: Sequence[Attack | Auto], scene: Scene) -> list[tuple[str, str]]:
+    """What a card calls each attack that is run, and its kind.
+
+    Raises:
+        InputError: None of those that ``auto`` stands for can be run.
+    """
+    found = expanded(entries, scene)
+    return [(label, attack.name) for label, attack in zip(labels(found), found, strict=True)]
+
+
+def foreseen(entries: Sequence[Attack | Auto], threat_model: ThreatModel) -> list[tuple[str, str]]:
+    """:func:`named` before there are images and models: all that may be run, be the channel random or not.
+
+    Raises:
+        InputError: None of those that ``auto`` stands for can be run.
+    """
+    scenes = [Scene(threat_model, random, *_USUAL) for random in (True, False)]
+    # Once each, in order.
+    return list(dict.fromkeys(pair for scene in scenes for pair in named(entries, scene)))
 
 
 def charges(entries: Sequence[Attack | Auto], found: Sequence[Attack], scene: Scene) -> tuple[int, ...]:

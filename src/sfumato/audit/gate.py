@@ -5,6 +5,7 @@ A condition is ``[ATTACK:]METRIC[.STATISTIC] OP NUMBER``, with blanks wherever t
 
 - Figures of attacks are of the test images, and of the worst case: on each image, the best of all attacks, or of those
   that ``ATTACK`` names: ``decoder`` all decoders, ``decoder (observations=16)`` the one that a card calls so.
+  ``identity`` is the highest share of a single attack: cards do not say which pictures were recognized.
 - ``STATISTIC`` sums up the images. ``p90`` is the smallest figure that at least 90 % of the images do not exceed:
   ``ssim.p90>0.6`` holds where on more than a tenth of the images SSIM is above 0.6. ``mse.p10<0.01`` holds where on a
   tenth or more MSE is below 0.01.

@@ -18,13 +18,22 @@ from sfumato.audit import attacking
 from sfumato.audit import card as cards
 from sfumato.audit.card import Card
 from sfumato.audit.examples import examples
+from sfumato.audit.gate import unmeasured
 from sfumato.audit.judge import add_judgement, train_judge
+from sfumato.audit.reference import protects
 from sfumato.audit.runs import Run, checksum_of, edge_digest, load_data, prepare, recipe_of, train_run, undefended
 from sfumato.audit.settings import Settings
-from sfumato.audit.suspicions import Evidence, gradient_through, is_random, levels_of, suspicions
+from sfumato.audit.suspicions import (
+    Evidence,
+    gradient_through,
+    is_random,
+    levels_of,
+    sends_differently,
+    suspicions,
+)
 from sfumato.data import ImageSet, Splits
 from sfumato.defenses import Defense
-from sfumato.errors import CorruptFileError, InputError
+from sfumato.errors import CorruptFileError, InputError, raise_all
 from sfumato.metrics.reconstruction import SMALLEST_IMAGE
 from sfumato.models import set_generator
 from sfumato.progress import Titled
@@ -53,6 +62,7 @@ def audit(settings: Settings, *, root: Path, runtime: Runtime) -> list[Card]:
         Interrupted: Asked to stop; the same call goes on where it stopped.
     """
     defenses, splits = _open(settings, runtime)
+    _check_conditions(settings, defenses, splits)
     made = []
     for label, defense in defenses.items():
         run = train_run(settings, label, defense, splits, root=root, runtime=runtime)
@@ -79,7 +89,7 @@ def check(settings: Settings, *, runtime: Runtime) -> None:
     Raises:
         InputError: Settings that do not fit the data, the network or each other.
     """
-    _open(settings, runtime)
+    _check_conditions(settings, *_open(settings, runtime))
 
 
 def _open(settings: Settings, runtime: Runtime) -> tuple[dict[str, Defense], Splits]:
@@ -113,6 +123,28 @@ def _check_fit(settings: Settings, defenses: Mapping[str, Defense], splits: Spli
                 entry.affordable(knowledge)
         except InputError as error:
             raise InputError(f"attacks[{i}].{error.field}", error.value, error.accepted) from error
+
+
+def _check_conditions(settings: Settings, defenses: Mapping[str, Defense], splits: Splits) -> None:
+    """Find out before training that a condition is about an attack that ``auto`` does not run on some defense."""
+    entries = settings.resolved_attacks()
+    conditions = [one for one in settings.conditions() if one.attack is not None]
+    if not conditions or all(isinstance(entry, Attack) for entry in entries):
+        return  # the settings alone say what is run
+    knowledge = _knowledge(settings, splits)
+    held = {label: defense for label, defense in defenses.items() if protects(_defense_info(label, defense))}
+    errors: list[InputError] = []
+    for label, defense in (held or defenses).items():
+        split, _ = prepare(settings, defense, splits)
+        generator = torch.Generator().manual_seed(settings.seed)
+        # Training changes neither shapes nor whether what is sent is random.
+        scene = scene_of(make_target(split, settings.evaluation.threat_model, generator=generator), knowledge)
+        known = attacking.named(entries, scene)
+        for condition in conditions:
+            error = unmeasured(condition, known, judged=settings.evaluation.judge)
+            if error is not None:
+                errors.append(InputError(error.field, error.value, f"{error.accepted} (defense {label})"))
+    raise_all(errors)
 
 
 def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime) -> Card:
@@ -204,6 +236,9 @@ def _attack(
     own = runtime.generator(settings.seed + 50_001 + position)
     touched = attack.threat_model or settings.evaluation.threat_model
     target = make_target(run.split, touched, generator=channel)
+    if attack.images is not None:
+        # Of one stream for all attacks: fewer images are among more, as on a curve against them they should be.
+        knowledge = knowledge.limited(attack.images, torch.Generator().manual_seed(settings.seed + 30_011))
     titled = replace(runtime, progress=Titled(runtime.progress, f"attack {run.label}"))
     made = attack(target, knowledge, victims, generator=own, runtime=titled)
     attacking.keep(made, runtime.folder)
@@ -223,14 +258,16 @@ def _card(
     utility = _utility(run, splits, settings, runtime)
     mean_image = _mean_image(splits.train, victims["test"])
     cost = metrics.split_cost(run.split)
+    gradient, levels, differs = _probed(run, victims["test"], settings, runtime)
     evidence = Evidence(
         run.fit,
         utility.test_accuracy,
         int(splits.test.labels.bincount().max()) / len(splits.test),
         made,
-        is_random(run.split.channel),
+        differs or is_random(run.split.channel),
         mean_image,
-        *_probed(run, victims["test"], settings, runtime),
+        gradient,
+        levels,
         specs=dict(zip(made, attacks, strict=True)),
     )
     return Card(
@@ -358,11 +395,12 @@ def _worst_case(made: Mapping[str, Reconstruction]) -> cards.WorstCase:
     return cards.WorstCase(mse=float(quality.mse.mean()), ssim=float(quality.ssim.mean()))
 
 
-def _probed(run: Run, victims: ImageSet, settings: Settings, runtime: Runtime) -> tuple[float, int | None]:
+def _probed(run: Run, victims: ImageSet, settings: Settings, runtime: Runtime) -> tuple[float, int | None, bool]:
+    """The gradient through the device, how many numbers it sends, and whether it sends the same image differently."""
     target = make_target(run.split, "white-box", generator=runtime.generator(settings.seed))
     assert isinstance(target, WhiteBox)
     x = victims.images[:_PROBES].to(runtime.device) / 255
-    return gradient_through(target, x), levels_of(target, x)
+    return gradient_through(target, x), levels_of(target, x), sends_differently(target, x)
 
 
 def _timing(run: Run, made: Mapping[str, Reconstruction], runtime: Runtime) -> cards.Timing:

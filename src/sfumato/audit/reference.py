@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfumato.audit.card import Card
+from sfumato.audit.card import Card, DefenseInfo
 
 PASSIVE_PARTS = frozenset({"bottleneck", "identity", "none", "prune"})
 """Parts that shape the feature but are not there to protect it: a model with no others is undefended."""
@@ -10,4 +10,9 @@ PASSIVE_PARTS = frozenset({"bottleneck", "identity", "none", "prune"})
 
 def is_undefended(card: Card) -> bool:
     """Whether the card's model has no part that is meant to protect it."""
-    return all(part.name in PASSIVE_PARTS for part in card.defense.parts)
+    return not protects(card.defense)
+
+
+def protects(defense: DefenseInfo) -> bool:
+    """Whether it has a part that is meant to protect."""
+    return any(part.name not in PASSIVE_PARTS for part in defense.parts)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from sfumato import attacks, defenses
 from sfumato.arguments import from_pydantic
 from sfumato.attacks import Attack, Auto, ThreatModel
+from sfumato.audit.attacking import foreseen
 from sfumato.audit.gate import GRAMMAR, Condition, parse_all, unmeasured
 from sfumato.defenses import Defense
 from sfumato.errors import InputError, one_of, raise_all, together
@@ -219,15 +220,18 @@ class Settings(_Settings):
         """What ``fail_if`` says.
 
         Raises:
-            InputError: A condition is about something that these settings do not measure, all at once; or an attack
-                is unknown.
+            InputError: A condition is about something that these settings cannot measure, all at once; or an attack
+                is unknown. What ``auto`` runs is known to its end only with images and model: an audit looks again.
         """
         found = parse_all(self.fail_if)
-        entries = self.resolved_attacks() if found else ()
-        alone = [entry for entry in entries if isinstance(entry, Attack)]
-        known = [(label, entry.name) for label, entry in zip(attacks.labels(alone), alone, strict=True)]
-        if any(isinstance(entry, Auto) for entry in entries):  # which of them it runs, the model decides
-            known += [(name, name) for name in attacks.ATTACKS]
+        if not found:
+            return found
+        entries = self.resolved_attacks()
+        known = foreseen(entries, self.evaluation.threat_model)
+        if any(isinstance(entry, Auto) for entry in entries):  # the arguments of a label may depend on the images
+            kinds = {kind for _, kind in known}
+            names = [one.attack for one in found if one.attack is not None]
+            known += [(name, kind) for name in names for kind in kinds if name.startswith(f"{kind} (")]
         errors = (unmeasured(one, known, judged=self.evaluation.judge) for one in found)
         raise_all([error for error in errors if error is not None])
         return found

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from sfumato.attacks import Attack, BlackBox, Reconstruction, WhiteBox
+from sfumato.attacks import THREAT_MODELS, Attack, BlackBox, Reconstruction, WhiteBox
 from sfumato.audit.card import Quality, Suspicion
 from sfumato.models import Stochastic, expected
 from sfumato.training import Fit
@@ -18,8 +18,10 @@ from sfumato.training import Fit
 _NO_PROGRESS = 0.9
 _CONSTANT = 1e-4
 _VANISHED = 1e-6
+"""Of the gradient of log‖z‖ in the image: for a linear edge it is at least 1 over the image's norm."""
 _LEVELS = 256
 _WORSE = 1.1
+"""A tenth more error, whichever is measured."""
 _BEHIND = 0.2
 _AVERAGED = 0.8
 _BUDGET = ("observations", "images", "queries")
@@ -35,9 +37,9 @@ class Evidence:
         chance: Share of the most frequent test class.
         attacks: Attack label to what it made.
         specs: Attack label to the attack.
-        random_channel: Whether what is sent is random.
+        random_channel: Whether what is sent is random, wherever that comes from.
         mean_image: Error of answering with the mean training image, on the judged test images.
-        gradient: Mean norm of the gradient in x of ½‖what is sent of x‖²; ``None`` where it was not measured.
+        gradient: Mean norm of the gradient in x of log‖what is sent of x‖; ``None`` where it was not measured.
         levels: How many different numbers are sent of a batch of images; ``None`` where it was not measured.
     """
 
@@ -77,6 +79,7 @@ def _all(evidence: Evidence) -> Iterator[tuple[str, str]]:
             "that optimize the image say little here; those that learn from examples count.",
         )
     yield from _between(evidence.attacks, evidence.specs)
+    yield from _between_threat_models(evidence.attacks)
     if evidence.random_channel and all(attack.observations == 1 for attack in evidence.attacks.values()):
         yield (
             "not-averaged",
@@ -115,6 +118,40 @@ def _between(attacks: Mapping[str, Reconstruction], specs: Mapping[str, Attack])
         )
 
 
+def _between_threat_models(attacks: Mapping[str, Reconstruction]) -> Iterator[tuple[str, str]]:
+    """Who may touch more can do all that others can: the best of them should not come behind."""
+    for more, less in itertools.combinations(THREAT_MODELS, 2):
+        knowing = {name: made for name, made in attacks.items() if made.threat_model == more}
+        # Who saw more sendings or owned more images was given something else in turn, and is no measure.
+        others = {
+            name: made
+            for name, made in attacks.items()
+            if made.threat_model == less
+            and any(one.observations >= made.observations and one.owned >= made.owned for one in knowing.values())
+        }
+        if not others:
+            continue
+        behind = []
+        for title, error in (("MSE", _squared_error), ("1 - SSIM", _unlikeness)):
+            ours, theirs = (min((error(made), name) for name, made in group.items()) for group in (knowing, others))
+            if ours[0] > _WORSE * theirs[0]:
+                behind.append(f"{title} {ours[0]:.4f} by {ours[1]} against {theirs[0]:.4f} by {theirs[1]}")
+        if behind:
+            yield (
+                "stronger-is-weaker",
+                f"The best {more} attack errs more than the best {less} one ({'; '.join(behind)}), though who may "
+                f"touch more can do all that others can: the {more} attacks may not have been trained to their end.",
+            )
+
+
+def _squared_error(made: Reconstruction) -> float:
+    return float(made.quality["test"].mse.mean())
+
+
+def _unlikeness(made: Reconstruction) -> float:
+    return 1 - float(made.quality["test"].ssim.mean())
+
+
 def _has_more(more: Attack, less: Attack) -> bool:
     """Whether two attacks are the same but for a larger budget."""
     if type(more) is not type(less):
@@ -130,7 +167,7 @@ def _of_attack(name: str, attack: Reconstruction, mean_image_mse: float) -> Iter
     if attack.diverged:
         yield (
             "attack-diverged",
-            f"A loss of the attack {name} became infinite or NaN; its figures say nothing.",
+            f"A loss of the attack {name}, or a picture that it made, became infinite or NaN; its figures say nothing.",
         )
     for figure, title in (("mse", "MSE"), ("objective", "objective")):
         before, after = (attack.figures.get(f"{figure}_{when}") for when in ("before", "after"))
@@ -157,14 +194,30 @@ def is_random(channel: torch.nn.Module) -> bool:
     return any(isinstance(layer, Stochastic) for layer in channel.modules())
 
 
+def sends_differently(target: BlackBox, x: Tensor) -> bool:
+    """Whether the same images x (N, C, H, W), sent twice, make different features: whatever draws, and wherever."""
+    first = target.query(x)
+    return not torch.equal(first, target.query(x))
+
+
 def gradient_through(target: WhiteBox, x: Tensor) -> float:
-    """Mean norm of the gradient in x of ½‖z‖², z the mean of what is sent of the images x (N, C, H, W)."""
+    """Mean norm of the gradient in x of log‖z‖, z the mean of what is sent of the images x (N, C, H, W).
+
+    It is the same whatever number all features are multiplied with.
+    """
     x = x.detach().requires_grad_()
-    z = expected(target.channel, target.edge(x))
-    if not z.requires_grad:
+    z = expected(target.channel, target.edge(x)).flatten(1)
+    largest = z.detach().abs().max()
+    if not z.requires_grad or largest == 0:
         return 0.0
-    (gradient,) = torch.autograd.grad(0.5 * z.square().sum(), x, allow_unused=True)
-    return 0.0 if gradient is None else float(gradient.flatten(1).norm(dim=1).mean())
+    # The largest number sent is 1 now: the squares of small features would be nothing.
+    squares = (z / largest).square().sum(1)
+    (gradient,) = torch.autograd.grad(0.5 * squares.sum(), x, allow_unused=True)
+    if gradient is None:
+        return 0.0
+    # Where nothing at all is sent of an image, there is no gradient either.
+    squares = squares.detach().clamp_min(torch.finfo(squares.dtype).tiny)
+    return float((gradient.flatten(1).norm(dim=1) / squares).mean())
 
 
 def levels_of(target: BlackBox, x: Tensor) -> int | None:

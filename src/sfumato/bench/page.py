@@ -77,6 +77,7 @@ def as_data(result: Result) -> dict[str, Any]:
         "runs": len(result.jobs),
         "missing": [f"{job.label}, seed {job.seed}" for job in result.missing],
         "tables": {table.attack: [dataclasses.asdict(line) for line in table.lines] for table in result.tables},
+        "learned_from": {origin: list(rows) for origin, rows in result.threats.learned_from.items()},
         "threats": _threats_as_data(result.threats),
         "matched": [
             {

@@ -17,7 +17,7 @@ from sfumato.bench.experiment import packaged_names
 from sfumato.bench.published import PAPERS
 from sfumato.bench.result import Result, Table
 from sfumato.bench.runner import duration
-from sfumato.bench.threats import MEASURES, Column, Faced, Measure, closest
+from sfumato.bench.threats import MEASURES, Column, Faced, Measure, Origin, closest
 from sfumato.report.format import MISSING, call, fixed, listing, percent, plural
 
 _MOST_TABLES = 2
@@ -25,7 +25,12 @@ _FIGURE_OF: dict[Measure, str] = {"ssim": "ssim", "mse": "mse_test"}
 _TOUCHES: dict[ThreatModel, str] = {
     "white-box": "A white-box attacker has the edge with its weights.",
     "gray-box": "A gray-box attacker knows how the edge is built, not its weights, and may query it.",
-    "black-box": "A black-box attacker may only query the edge with images of its own.",
+    "black-box": "A black-box attacker may only query the edge.",
+}
+_LEARNED_FROM: dict[Origin, str] = {
+    "train": "the model’s own training images, the papers’ worst case",
+    "auxiliary": "images of the attacker’s own, which the model never saw",
+    "nothing": "no images",
 }
 
 
@@ -52,7 +57,7 @@ def by_threat_model(result: Result) -> Iterator[str]:
         "Each column is one attack: mean ± standard deviation over seeds, in bold the one that comes closest in its "
         "row. “Strongest” takes for each image whichever attack came closest, of those under a threat model and under "
         "those that may touch less: who may touch more can do all that others can. "
-        f"{' '.join(_TOUCHES[model] for model in threats.threat_models)}"
+        f"{' '.join(_TOUCHES[model] for model in threats.threat_models)} {_learned_from(result)}"
     )
     for measure in MEASURES:
         figure = next(figure for figure in FIGURES if figure.key == _FIGURE_OF[measure])
@@ -72,7 +77,8 @@ def tables(result: Result) -> Iterator[str]:
             yield filled("The first of the attacks in full; the same figures of the others are in the JSON file.")
         yield filled(
             "Mean ± standard deviation over seeds; one seed has no deviation. Arrows point to more privacy. "
-            "MSE and SSIM are means over images, on pixels from 0 to 1."
+            "MSE and SSIM are means over images, on pixels from 0 to 1. "
+            f"{'' if result.threats.worth_showing else _learned_from(result)}"
         )
         yield _table(result, table)
         if changes := _changes(result, table):
@@ -260,6 +266,18 @@ def _won(figure: Figure, wins: Mapping[Column, int]) -> str:
     rows = sum(wins.values())
     each = [f"{column.threat_model} {escaped(column.title)} in {count}" for column, count in wins.items()]
     return f"By {figure.title.split(',')[0]}, of {rows} {plural(rows, 'row')}, closest is {listing(each)}."
+
+
+def _learned_from(result: Result) -> str:
+    found = result.threats.learned_from
+    if len(found) == 1:
+        (origin,) = found
+        return f"All attackers learn from {_LEARNED_FROM[origin]}."
+    each = [
+        f"against {listing([escaped(row) for row in rows])} from {_LEARNED_FROM[origin]}"
+        for origin, rows in found.items()
+    ]
+    return f"Attackers learn {'; '.join(each)}."
 
 
 def _table(result: Result, table: Table) -> str:

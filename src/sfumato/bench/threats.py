@@ -18,6 +18,7 @@ from sfumato.bench.expansion import Job
 from sfumato.bench.experiment import Value
 
 Measure = Literal["ssim", "mse"]
+Origin = Literal["train", "auxiliary", "nothing"]
 MEASURES: tuple[Measure, ...] = ("ssim", "mse")
 
 
@@ -70,11 +71,13 @@ class Threats:
         rows: Measure to rows in the jobs' order.
         wins: Measure to attack's column to the rows in which its mean is the best; only attacks that win any, most
             first.
+        learned_from: Which images attackers learned from, as the cards say, to the labels of the rows where they did.
     """
 
     columns: tuple[Column, ...]
     rows: Mapping[Measure, tuple[Faced, ...]]
     wins: Mapping[Measure, Mapping[Column, int]]
+    learned_from: Mapping[Origin, tuple[str, ...]]
 
     @property
     def threat_models(self) -> tuple[ThreatModel, ...]:
@@ -103,7 +106,8 @@ def side_by_side(jobs: Sequence[Job], cards: Mapping[str, Card]) -> Threats:
     rows = {
         measure: tuple(_faced(*place, own, columns, measure) for place, own in places.items()) for measure in MEASURES
     }
-    return Threats(columns, rows, {measure: _wins(rows[measure], measure) for measure in MEASURES})
+    wins = {measure: _wins(rows[measure], measure) for measure in MEASURES}
+    return Threats(columns, rows, wins, _learned_from(jobs, cards))
 
 
 def column_of(attack: AttackInfo) -> Column:
@@ -128,6 +132,14 @@ def closest(figures: Mapping[Column, Spread], measure: Measure) -> Column | None
     if not figures:
         return None
     return max(figures, key=lambda column: _closeness(figures[column], measure))
+
+
+def _learned_from(jobs: Sequence[Job], cards: Mapping[str, Card]) -> dict[Origin, tuple[str, ...]]:
+    rows: dict[Origin, dict[str, None]] = {}
+    for job in jobs:
+        for attack in cards[job.key].attacks if job.key in cards else ():
+            rows.setdefault(attack.trained_on, {})[job.row] = None
+    return {origin: tuple(labels) for origin, labels in rows.items()}
 
 
 def _closeness(value: Spread, measure: Measure) -> float:

@@ -10,9 +10,9 @@ from sfumato.report.comparison import Entry, seeds
 from sfumato.report.format import count_word, listing, plural, sentence
 
 THREAT_MODELS = {
-    "white-box": "knows the device’s half with its weights and may train on the training pictures",
+    "white-box": "knows the device’s half with its weights",
     "gray-box": "knows how the device’s half is built but not its weights, and may query it",
-    "black-box": "may only query the device’s half with pictures of its own",
+    "black-box": "may only query the device’s half",
 }
 
 TRAINED_ON = {
@@ -61,6 +61,7 @@ def assumptions(members: Sequence[Entry]) -> list[str]:
     attacks = _attacks(members)
     models = sorted({attack.threat_model for attack in attacks}, key=list(THREAT_MODELS).index)
     lines = [f"A {model} attacker {THREAT_MODELS[model]}." for model in models]
+    lines += [_learned(origin, attacks) for origin in TRAINED_ON if any(a.trained_on == origin for a in attacks)]
     if any(attack.trained_on == "auxiliary" for attack in attacks):
         lines.append("The attacker’s own pictures come from the same source as the model’s.")
     return [
@@ -105,6 +106,14 @@ def _range(counts: Sequence[int]) -> str:
     if low == high:
         return "no" if high == 0 else f"{high:,}"
     return f"{low:,} to {high:,}"
+
+
+def _learned(origin: str, attacks: Sequence[AttackInfo]) -> str:
+    own = sorted({attack.kind for attack in attacks if attack.trained_on == origin})
+    whence = TRAINED_ON[origin] + (", the papers’ worst case" if origin == "train" else "")
+    if all(attack.trained_on == origin for attack in attacks):
+        return f"All attackers learned from {whence}."
+    return f"Some attackers learned from {whence}: {listing(own)}."
 
 
 def _sendings(attacks: Sequence[AttackInfo]) -> str:
