@@ -213,11 +213,9 @@ def gradient_through(target: WhiteBox, x: Tensor) -> float:
     # The largest number sent is 1 now: the squares of small features would be nothing.
     squares = (z / largest).square().sum(1)
     (gradient,) = torch.autograd.grad(0.5 * squares.sum(), x, allow_unused=True)
-    if gradient is None:
-        return 0.0
     # Where nothing at all is sent of an image, there is no gradient either.
     squares = squares.detach().clamp_min(torch.finfo(squares.dtype).tiny)
-    return float((gradient.flatten(1).norm(dim=1) / squares).mean())
+    return 0.0 if gradient is None else float((gradient.flatten(1).norm(dim=1) / squares).mean())
 
 
 def levels_of(target: BlackBox, x: Tensor) -> int | None:
