@@ -64,6 +64,40 @@ def test_a_higher_level_has_more_kinds_and_more_steps() -> None:
         assert least <= count < least + 5000 // 128
 
 
+@pytest.mark.parametrize("images", [40, 600, 5_000, 50_000])
+@pytest.mark.parametrize("threat_model", THREAT_MODELS)
+@pytest.mark.parametrize(("level", "steps"), [("quick", 500), ("standard", 2_000), ("thorough", 10_000)])
+def test_every_network_takes_the_levels_steps(level: Any, steps: int, threat_model: Any, images: int) -> None:
+    members = Auto(level).members(replace(WHITE, threat_model=threat_model, images=images))
+    trained = [member for member in members if member.name not in QUERY_FREE]
+    assert trained
+    for member in trained:
+        given = member.describe()
+        pace = max(1, images // given["batch_size"])
+        for epochs in (given["epochs"], given.get("pretrain_epochs", given["epochs"])):
+            assert epochs == 2 or steps <= epochs * pace < steps + pace, given
+
+
+def kinds_of(level: Any) -> dict[tuple[str, Any], dict[str, Any]]:
+    """The first member of each kind, as it describes itself."""
+    described = [member.describe() for member in Auto(level).members(WHITE)]
+    return {(given["attack"], given.get("architecture")): given for given in reversed(described)}
+
+
+def test_thorough_is_standard_larger_longer_and_with_restarts() -> None:
+    standard, thorough = kinds_of("standard"), kinds_of("thorough")
+    more = {
+        "decoder": {"depth", "width", "epochs"},
+        "generator": {"width", "epochs"},
+        "latent_prior": {"width", "epochs", "restarts", "steps", "refine_steps"},
+        "rmle": {"steps", "restarts"},
+    }
+    for kind, given in standard.items():
+        for field in more[kind[0]]:
+            assert thorough[kind][field] > given[field], (kind, field)
+    assert thorough["gan", "residual"]["pretrain_epochs"] == thorough["decoder", "residual"]["epochs"]
+
+
 def test_few_images_are_less_than_a_batch() -> None:
     (decoder, *_) = Auto("quick").members(replace(WHITE, images=50))
     assert decoder.epochs == 500  # type: ignore[attr-defined]
@@ -124,7 +158,17 @@ class TestBudget:
         black, gray = replace(WHITE, threat_model="black-box"), replace(WHITE, threat_model="gray-box")
         for scene, queries in ((WHITE, 100), (black, 98), (gray, 98)):
             free, limited = Auto("thorough").members(scene), Auto("thorough", queries=100).members(scene)
-            assert limited == tuple(replace(member, queries=queries) for member in free)
+            assert [(m.name, m.observations) for m in limited] == [(m.name, m.observations) for m in free]
+            assert {member.queries for member in limited} == {queries}
+
+    @pytest.mark.parametrize(
+        ("queries", "observations", "pace"),
+        [(1_000, 1, 900 // 128), (1_000, 4, 225 // 128), (1_000, 16, 1), (10**6, 1, 5_000 // 128)],
+    )
+    def test_who_can_send_few_images_learns_as_long_from_them(self, queries: int, observations: int, pace: int) -> None:
+        members = Auto("standard", queries=queries).members(WHITE)
+        decoder = next(m.describe() for m in members if (m.name, m.observations) == ("decoder", observations))
+        assert 2_000 <= decoder["epochs"] * pace < 2_000 + pace
 
     @pytest.mark.parametrize(
         ("queries", "observations"), [(4, {1}), (9, {1}), (10, {1, 4}), (33, {1, 4}), (34, {1, 4, 16})]

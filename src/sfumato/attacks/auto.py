@@ -23,10 +23,11 @@ from sfumato.attacks.threat import BlackBox, ThreatModel, WhiteBox
 from sfumato.data import ImageSet
 from sfumato.errors import BudgetError, InputError, one_of
 from sfumato.metrics import Quality
+from sfumato.models import Architecture
 from sfumato.training import Runtime, steps_per_epoch
 
 Level = Literal["quick", "standard", "thorough"]
-_BATCH = 128
+_BATCH, _SMALL_BATCH = 128, 64
 _LOOKS = 2
 _LEAST = 2
 """Images that an attack which learns from pairs cannot do without: one to learn from, one to select on."""
@@ -58,11 +59,23 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Size:
+    """What a level gives its attacks.
+
+    Attributes:
+        steps: Of each network's training.
+        depth: Of a decoder.
+        width: Of the networks; the generator's first block has twice as many channels.
+        search: Steps of a search for pixels; one for latents takes a third of them, twice: latents, then pixels.
+        restarts: Starts of a search for pixels; one for latents has another, the encoder's guess.
+    """
+
     steps: int
     depth: int
     width: int
+    search: int = 600
+    restarts: int = 1
 
-    def epochs(self, images: int, batch_size: int = _BATCH) -> int:
+    def epochs(self, images: int, batch_size: int) -> int:
         """Passes that make up the steps."""
         return max(2, math.ceil(self.steps / steps_per_epoch(images, batch_size)))
 
@@ -70,7 +83,7 @@ class _Size:
 _SIZES: dict[str, _Size] = {
     "quick": _Size(500, 2, 32),
     "standard": _Size(2_000, 4, 32),
-    "thorough": _Size(10_000, 8, 64),
+    "thorough": _Size(10_000, 8, 64, search=1_200, restarts=3),
 }
 
 
@@ -93,8 +106,11 @@ class Auto:
                  generator and latent_prior on means of 16
     ===========  ======================================================================================================
 
-    Each network is trained for about 500, 2,000 or 10,000 steps of 128 images (the GAN's first by squared error, then
-    as long against its critic); decoders that no longer improve on the attacker's own validation images stop.
+    Each network is trained for about 500, 2,000 or 10,000 steps (the GAN's first by squared error, then as long against
+    its critic), in batches of 128 images for decoders and the GAN, of 64 for generator and latent_prior; with fewer
+    images than a batch, a step takes them all. Larger is twice the width, and decoders of eight blocks instead of four.
+    Searches are longer too, with twice the steps, and begin from three starts instead of one (latent_prior from four
+    instead of two). Decoders that no longer improve on the attacker's own validation images stop.
 
     Without the edge's weights, an image is sent twice to find out whether the channel is random. Each member is charged
     with these queries, as if it had been chosen alone.
@@ -128,7 +144,7 @@ class Auto:
             BudgetError: None of them can do with so few queries.
         """
         of_use = [attack for attack in self._sequence(scene) if _is_of_use(attack, scene)]
-        left = None if self.queries is None else self.queries - scene.queries
+        left = self._left(scene)
         found = tuple(replace(attack, queries=left) for attack in of_use if left is None or left >= _least(attack))
         if of_use and not found:
             least = scene.queries + min(map(_least, of_use))
@@ -173,35 +189,78 @@ class Auto:
 
     def _sequence(self, scene: Scene) -> Iterator[Attack]:
         size = _SIZES[self.level]
-        epochs = size.epochs(scene.images)
-        patience = max(3, epochs // 4)
-        decoder = DecoderAttack(
-            depth=size.depth, width=size.width, epochs=epochs, lr=2e-3, batch_size=_BATCH, patience=patience
-        )
-        thorough = self.level == "thorough"
-        rmle = RMLEAttack(restarts=3 if thorough else 1)
-        yield decoder
+
+        def epochs(batch_size: int, observations: int = 1) -> int:
+            return size.epochs(self._learned_from(scene, observations), batch_size)
+
+        def decoder(architecture: Architecture = "residual", observations: int = 1) -> Attack:
+            passes = epochs(_BATCH, observations)
+            return DecoderAttack(
+                depth=size.depth,
+                width=size.width,
+                epochs=passes,
+                lr=2e-3,
+                batch_size=_BATCH,
+                architecture=architecture,
+                patience=max(3, passes // 4),
+                observations=observations,
+            )
+
+        def generator(observations: int = 1) -> Attack:
+            passes = epochs(_SMALL_BATCH, observations)
+            return GeneratorAttack(
+                width=2 * size.width,
+                epochs=passes,
+                lr=5e-3,
+                batch_size=_SMALL_BATCH,
+                patience=max(2, passes // 8),
+                observations=observations,
+            )
+
+        def latent_prior(observations: int = 1) -> Attack:
+            return LatentPriorAttack(
+                width=size.width,
+                epochs=epochs(_SMALL_BATCH, observations),
+                batch_size=_SMALL_BATCH,
+                restarts=size.restarts + 1,
+                steps=size.search // 3,
+                refine_steps=size.search // 3,
+                observations=observations,
+            )
+
+        rmle = RMLEAttack(steps=size.search, restarts=size.restarts)
+        yield decoder()
         yield rmle
         if self.level == "quick":
-            yield replace(decoder, observations=16)
+            yield decoder(observations=16)
             return
-        passes = size.epochs(scene.images, 64)
-        generator = GeneratorAttack(epochs=passes, lr=5e-3, patience=max(2, passes // 8), batch_size=64)
-        latent = LatentPriorAttack()
-        yield generator
-        yield replace(decoder, architecture="unet")
-        yield latent
-        yield replace(decoder, observations=4)
-        yield replace(decoder, observations=16)
+        yield generator()
+        yield decoder("unet")
+        yield latent_prior()
+        yield decoder(observations=4)
+        yield decoder(observations=16)
         yield replace(rmle, observations=16)
-        if thorough:
-            yield replace(decoder, architecture="transformer")
+        if self.level == "thorough":
+            passes = epochs(_BATCH)
+            yield decoder("transformer")
             yield GANAttack(
-                depth=size.depth, width=size.width, epochs=epochs, pretrain_epochs=epochs, batch_size=_BATCH
+                depth=size.depth, width=size.width, epochs=passes, pretrain_epochs=passes, batch_size=_BATCH
             )
-            yield DeepPriorAttack()
-            yield replace(generator, observations=16)
-            yield replace(latent, observations=16)
+            yield DeepPriorAttack(steps=size.search // 2, width=size.width // 2)
+            yield generator(observations=16)
+            yield latent_prior(observations=16)
+
+    def _learned_from(self, scene: Scene, observations: int) -> int:
+        """Images that a member learns from: a tenth of those that it can send is to select on."""
+        left = self._left(scene)
+        if left is None:
+            return scene.images
+        affordable = left // observations
+        return max(1, min(scene.images, affordable - max(1, affordable // 10)))
+
+    def _left(self, scene: Scene) -> int | None:
+        """Queries of each member, after those that tell whether the channel is random."""
+        return None if self.queries is None else self.queries - scene.queries
 
 
 def _is_of_use(attack: Attack, scene: Scene) -> bool:
