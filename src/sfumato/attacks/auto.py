@@ -110,7 +110,11 @@ class Auto:
     its critic), in batches of 128 images for decoders and the GAN, of 64 for generator and latent_prior; with fewer
     images than a batch, a step takes them all. Larger is twice the width, and decoders of eight blocks instead of four.
     Searches are longer too, with twice the steps, and begin from three starts instead of one (latent_prior from four
-    instead of two). Decoders that no longer improve on the attacker's own validation images stop.
+    instead of two).
+
+    What cannot improve stops: a network's training after a quarter of its epochs (five at least) without a better one on
+    the attacker's own validation images; rmle where no step helps; deep_prior after as many steps as helped on the
+    attacker's images; and where latent_prior's search does not help on those, it is not made.
 
     Without the edge's weights, an image is sent twice to find out whether the channel is random. Each member is charged
     with these queries, as if it had been chosen alone.
@@ -202,7 +206,7 @@ class Auto:
                 lr=2e-3,
                 batch_size=_BATCH,
                 architecture=architecture,
-                patience=max(3, passes // 4),
+                patience=_stop_after(passes),
                 observations=observations,
             )
 
@@ -214,17 +218,20 @@ class Auto:
                 lr=5e-3,
                 batch_size=_SMALL_BATCH,
                 patience=max(2, passes // 8),
+                stop_after=_stop_after(passes),
                 observations=observations,
             )
 
         def latent_prior(observations: int = 1) -> Attack:
+            passes = epochs(_SMALL_BATCH, observations)
             return LatentPriorAttack(
                 width=size.width,
-                epochs=epochs(_SMALL_BATCH, observations),
+                epochs=passes,
                 batch_size=_SMALL_BATCH,
                 restarts=size.restarts + 1,
                 steps=size.search // 3,
                 refine_steps=size.search // 3,
+                stop_after=_stop_after(passes),
                 observations=observations,
             )
 
@@ -244,7 +251,12 @@ class Auto:
             passes = epochs(_BATCH)
             yield decoder("transformer")
             yield GANAttack(
-                depth=size.depth, width=size.width, epochs=passes, pretrain_epochs=passes, batch_size=_BATCH
+                depth=size.depth,
+                width=size.width,
+                epochs=passes,
+                pretrain_epochs=passes,
+                batch_size=_BATCH,
+                stop_after=_stop_after(passes),
             )
             yield DeepPriorAttack(steps=size.search // 2, width=size.width // 2)
             yield generator(observations=16)
@@ -261,6 +273,11 @@ class Auto:
     def _left(self, scene: Scene) -> int | None:
         """Queries of each member, after those that tell whether the channel is random."""
         return None if self.queries is None else self.queries - scene.queries
+
+
+def _stop_after(epochs: int) -> int:
+    """Epochs without a better one after which training ends: enough for a generator's rate to have been halved."""
+    return max(5, epochs // 4)
 
 
 def _is_of_use(attack: Attack, scene: Scene) -> bool:

@@ -36,6 +36,7 @@ class GeneratorAttack(Attack):
         batch_size: Images a step.
         patience: Epochs without improvement before the rate is halved; ``None`` for cosine decay to a hundredth.
         beta2: Adam's memory for squared gradients; see the decoder attack.
+        stop_after: End after so many epochs without a better one; ``None`` goes on to the last.
     """
 
     name: ClassVar[str] = "generator"
@@ -49,6 +50,7 @@ class GeneratorAttack(Attack):
     batch_size: int = 64
     patience: int | None = 20
     beta2: float = 0.999
+    stop_after: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,6 +61,7 @@ class GeneratorAttack(Attack):
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
         self._require(0 <= self.beta2 < 1, "beta2", "from 0 to below 1")
         self._require(self.patience is None or self.patience >= 0, "patience", "0 or more, or none")
+        self._require(self.stop_after is None or self.stop_after >= 1, "stop_after", "1 or more, or none")
 
     def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
         """A guess has to be able to enlarge the feature to the image; a mirror takes any feature."""
@@ -69,7 +72,15 @@ class GeneratorAttack(Attack):
         """Train the inverse network on queries; resumes from the runtime's folder."""
         pairs = observe(target, knowledge)
         network = self.network(target, generator=generator)
-        recipe = Recipe(self.epochs, self.batch_size, self.lr, beta1=0.5, beta2=self.beta2, patience=self.patience)
+        recipe = Recipe(
+            self.epochs,
+            self.batch_size,
+            self.lr,
+            beta1=0.5,
+            beta2=self.beta2,
+            patience=self.patience,
+            stop_after=self.stop_after,
+        )
         fitted = train_network(
             network,
             squared_error,
