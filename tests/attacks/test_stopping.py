@@ -45,7 +45,7 @@ def attack(spec: Attack | Auto) -> None:
 def test_every_training_of_auto_stops(
     level: Any, networks: int, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sequence._SIZES, level, sequence._Size(steps=40, depth=0, width=4, search=3))
+    monkeypatch.setitem(sequence._SIZES, level, sequence._Size(steps=40, depth=0, width=4, search=4))
     attack(Auto(level))
     assert trainings == networks * [(40, 1 + 40 // 4)]
 
@@ -53,7 +53,7 @@ def test_every_training_of_auto_stops(
 def test_auto_gives_every_training_five_epochs_at_least(
     trainings: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sequence._SIZES, "standard", sequence._Size(steps=12, depth=0, width=4, search=3))
+    monkeypatch.setitem(sequence._SIZES, "standard", sequence._Size(steps=12, depth=0, width=4, search=4))
     attack(Auto("standard"))
     assert trainings == 8 * [(12, 6)]
 
