@@ -269,6 +269,20 @@ class Shaken(Stochastic):
         return z + 0.2 * self.normal(z)
 
 
+class Rippled(nn.Module):
+    """Hardly touches the feature, but its gradient is that times anything from -9 to 11."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + 0.02 * (500 * z).sin()
+
+
+class Reversed(nn.Module):
+    """Rounds, and passes back what leads away."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (z * 8).round().detach() / 8 + (z.detach() - z)
+
+
 def toy(channel: nn.Module) -> SplitModel:
     edge = initialize(nn.Sequential(nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.Sigmoid()), generator(0))
     model = SplitModel(
@@ -296,6 +310,7 @@ def doubts(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("level", ["quick", "standard"])
 @pytest.mark.parametrize(
     ("channel", "expected"),
     [
@@ -303,15 +318,17 @@ def doubts(
         (Shattered(), {"gradient-vanishes"}),
         (Rounded(), {"gradient-vanishes", "quantized"}),
         (Shaken(), {"averages-out"}),
+        (Rippled(), set()),
+        (Reversed(), {"quantized"}),
     ],
-    ids=["none", "shattered", "rounded", "shaken"],
+    ids=["none", "shattered", "rounded", "shaken", "rippled", "reversed"],
 )
 def test_defenses_that_only_look_like_some_are_beaten(
-    channel: nn.Module, expected: set[str], monkeypatch: pytest.MonkeyPatch
+    channel: nn.Module, expected: set[str], level: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(module._SIZES, "quick", module._Size(steps=250, depth=1, width=16))
+    monkeypatch.setitem(module._SIZES, level, module._Size(steps=250, depth=1, width=16, search=240))
     knowledge, victims = Knowledge(digits(0, 600), digits(600, 60), "auxiliary"), digits(700, 40)
-    model, auto = toy(channel), Auto("quick")
+    model, auto = toy(channel), Auto(level)
     target = make_target(model, "white-box", generator=generator(2))
     made = auto(target, knowledge, {"test": victims}, generator=generator(3), runtime=runtime())
     best = strongest(made).quality
