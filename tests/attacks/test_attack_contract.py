@@ -99,6 +99,16 @@ class TestContract:
         )
         assert not torch.equal(other.images["test"], made.images["test"])
 
+    def test_checks_what_it_may_touch(self, name: str) -> None:
+        """Also where it has more to check."""
+        attack, target = CONTRACT[name], target_of(make_split())
+        for threat_model in THREAT_MODELS:
+            if threat_model in attack.threat_models:
+                attack.check(target.image_shape, target.feature_shape, threat_model)
+                continue
+            with pytest.raises(InputError, match=f"attack {name}: threat model: got '{threat_model}'"):
+                attack.check(target.image_shape, target.feature_shape, threat_model)
+
     def test_draws_nothing_that_matters_from_the_global_generator(self, name: str) -> None:
         made = []
         for seed in (1, 2):

@@ -103,11 +103,20 @@ def test_few_images_are_less_than_a_batch() -> None:
     assert decoder.epochs == 500  # type: ignore[attr-defined]
 
 
-def test_attacks_that_cannot_work_on_the_feature_are_left_out() -> None:
-    """A feature larger than the image cannot be enlarged; searching for the image goes on."""
-    members = Auto("standard").members(replace(WHITE, feature_shape=(8, 64, 64)))
-    assert "decoder" not in {member.name for member in members}
-    assert "rmle" in {member.name for member in members}
+@pytest.mark.parametrize(
+    ("threat_model", "able"),
+    [("white-box", {"rmle", "deep_prior", "generator", "latent_prior"}), ("gray-box", {"generator", "latent_prior"})],
+)
+def test_attacks_that_cannot_work_on_the_feature_are_left_out(threat_model: Any, able: set[str]) -> None:
+    """A feature larger than the image cannot be enlarged; what mirrors or imitates the true edge, or searches, goes on."""
+    scene = replace(WHITE, threat_model=threat_model, feature_shape=(8, 64, 64))
+    assert {member.name for member in Auto("thorough").members(scene)} == able
+
+
+def test_without_its_structure_nobody_inverts_a_feature_larger_than_the_image() -> None:
+    scene = replace(WHITE, threat_model="black-box", feature_shape=(8, 64, 64))
+    with pytest.raises(InputError, match=r"attack auto: .*that one of its attacks can invert"):
+        Auto("thorough").members(scene)
 
 
 def test_nothing_is_of_use(monkeypatch: pytest.MonkeyPatch) -> None:

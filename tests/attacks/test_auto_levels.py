@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from attack_toys import generator, make_images, make_knowledge, make_split, runtime, target_of
+from attack_toys import generator, identity_split, make_images, make_knowledge, make_split, runtime, target_of
+from torch import nn
 
 from sfumato.attacks import THREAT_MODELS, Auto, labels, scene_of, strongest
 from sfumato.attacks import auto as module
+from sfumato.errors import InputError
 
 NETWORKS = {
     "quick": ["decoder", "decoder (observations=16)"],
@@ -68,3 +70,22 @@ def test_from_end_to_end(level: Any, threat_model: Any, monkeypatch: pytest.Monk
     own = sum(one.queries - scene.queries for one in made.values())
     intercepted = sum(one.observations for one in made.values()) * sum(map(len, victims.values()))
     assert target.queries == scene.queries + own + intercepted, "what is reported is what was sent"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threat_model", THREAT_MODELS)
+def test_a_feature_larger_than_the_image(threat_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who knows the edge attacks it; who does not is told so before anything is trained."""
+    monkeypatch.setitem(module._SIZES, "standard", module._Size(steps=4, depth=0, width=4, search=6))
+    model = identity_split().with_parts(edge=nn.ConvTranspose2d(1, 2, 2, 2))
+    target, victims = target_of(model, threat_model), {"test": make_images(3, seed=8)}
+
+    def run() -> list[str]:
+        return list(Auto()(target, make_knowledge(), victims, generator=generator(0), runtime=runtime()))
+
+    if threat_model == "black-box":
+        with pytest.raises(InputError, match="that one of its attacks can invert"):
+            run()
+        assert target.queries == 2
+    else:
+        assert run() == [*(["rmle"] if threat_model == "white-box" else []), "generator", "latent_prior"]

@@ -336,7 +336,7 @@ def test_arguments_are_validated(field: str, value: Any) -> None:
 
 
 def test_features_that_do_not_fit_are_refused() -> None:
-    SMALL.check((3, 32, 32), (8, 8, 8))
-    SMALL.check((3, 32, 32), (128,))
+    SMALL.check((3, 32, 32), (8, 8, 8), "black-box")
+    SMALL.check((3, 32, 32), (128,), "black-box")
     with pytest.raises(InputError, match="no side longer"):
-        SMALL.check((3, 32, 32), (8, 33, 8))
+        SMALL.check((3, 32, 32), (8, 33, 8), "black-box")

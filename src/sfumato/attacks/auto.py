@@ -281,10 +281,10 @@ def _stop_after(epochs: int) -> int:
 
 
 def _is_of_use(attack: Attack, scene: Scene) -> bool:
-    if scene.threat_model not in attack.threat_models or (attack.observations > 1 and not scene.random):
+    if attack.observations > 1 and not scene.random:
         return False
     try:
-        attack.check(scene.image_shape, scene.feature_shape)
+        attack.check(scene.image_shape, scene.feature_shape, scene.threat_model)
     except InputError:
         return False
     return True

@@ -154,12 +154,20 @@ class Attack(ABC):
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Learn to invert the target's features."""
 
-    def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:  # noqa: B027 (a hook)
-        """Say before anything is trained that such images or features cannot be attacked.
+    def check(
+        self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...], threat_model: ThreatModel
+    ) -> None:
+        """Say before anything is trained that such images or features cannot be attacked, or not by such an attacker.
+
+        Authors who know more call this first, and then look at what their attack needs.
 
         Raises:
             InputError: The attack cannot work on them.
         """
+        able = self.threat_models if self.threat_model is None else {self.threat_model}
+        if threat_model not in able:
+            accepted = f"one of {', '.join(sorted(able))}"
+            raise InputError(f"attack {self.name}: threat model", threat_model, accepted)
 
     @final
     def __call__(
@@ -238,10 +246,7 @@ class Attack(ABC):
         return {"attack": self.name, **dataclasses.asdict(self)}
 
     def _validate(self, target: BlackBox, knowledge: Knowledge, victims: Mapping[str, ImageSet]) -> None:
-        able = self.threat_models if self.threat_model is None else {self.threat_model}
-        if target.threat_model not in able:
-            accepted = f"one of {', '.join(sorted(able))}"
-            raise InputError(f"attack {self.name}: threat model", target.threat_model, accepted)
+        self.check(target.image_shape, target.feature_shape, target.threat_model)
         self.affordable(knowledge)
         groups = {"knowledge.train": knowledge.train, "knowledge.validation": knowledge.validation}
         groups |= {f"victims.{name}": group for name, group in victims.items()}

@@ -103,7 +103,8 @@ def _check_fit(settings: Settings, defenses: Mapping[str, Defense], splits: Spli
                 settings.evaluation.threat_model, True, len(splits.train), split.image_shape, split.feature.shape
             )
             for attack in attacking.expanded(settings.resolved_attacks(), scene):
-                attack.check(split.image_shape, split.feature.shape)
+                touched = attack.threat_model or settings.evaluation.threat_model
+                attack.check(split.image_shape, split.feature.shape, touched)
         except InputError as error:
             raise InputError(f"defenses: {label}: {error.field}", error.value, error.accepted) from error
     knowledge = _knowledge(settings, splits)

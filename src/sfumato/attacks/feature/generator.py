@@ -63,9 +63,15 @@ class GeneratorAttack(Attack):
         self._require(self.patience is None or self.patience >= 0, "patience", "0 or more, or none")
         self._require(self.stop_after is None or self.stop_after >= 1, "stop_after", "1 or more, or none")
 
-    def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
-        """A guess has to be able to enlarge the feature to the image; a mirror takes any feature."""
-        if self.structure == "guess":
+    def check(
+        self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...], threat_model: ThreatModel
+    ) -> None:
+        """A guess has to be able to enlarge the feature to the image; a mirror takes any, but has to be known."""
+        super().check(image_shape, feature_shape, threat_model)
+        if self.structure == "mirror" and threat_model == "black-box":
+            accepted = "guess or auto: a black-box attacker does not know the edge's structure"
+            raise InputError(f"{self.name}.structure", self.structure, accepted)
+        if self.structure == "guess" or threat_model == "black-box":
             assumed_edge(feature_shape, image_shape, width=1)
 
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
@@ -100,9 +106,7 @@ class GeneratorAttack(Attack):
             InputError: The edge is to be mirrored, but the target does not show its architecture; or the guess cannot
                 enlarge such a feature.
         """
-        if self.structure == "mirror" and not isinstance(target, GrayBox):
-            accepted = "guess or auto: a black-box attacker does not know the edge's structure"
-            raise InputError(f"{self.name}.structure", self.structure, accepted)
+        self.check(target.image_shape, target.feature_shape, target.threat_model)
         if self.structure != "guess" and isinstance(target, GrayBox):
             edge = target.architecture(generator=generator)
             mirror = Inverse(edge, target.image_shape, generator=on_cpu(generator))

@@ -106,9 +106,14 @@ class LatentPriorAttack(Attack):
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
         self._require(self.stop_after is None or self.stop_after >= 1, "stop_after", "1 or more, or none")
 
-    def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
-        """The image has to bear the halvings."""
+    def check(
+        self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...], threat_model: ThreatModel
+    ) -> None:
+        """The image has to bear the halvings; without its structure, an edge has to be assumed from the shapes."""
+        super().check(image_shape, feature_shape, threat_model)
         VariationalAutoencoder(image_shape, halvings=self.halvings, width=1, generator=torch.Generator())
+        if threat_model == "black-box":
+            assumed_edge(feature_shape, image_shape, width=1)
 
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Learn prior, encoder and, where the weights are not known, an edge; resumes from the runtime's folder."""
