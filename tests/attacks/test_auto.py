@@ -197,10 +197,40 @@ class TestBudget:
         with pytest.raises(BudgetError, match=rf"auto\.queries: got {queries}; accepted: at least 4: 2 to see"):
             Auto("thorough", queries=queries).members(replace(WHITE, threat_model="black-box"))
 
+    def test_members_have_their_images_and_threat_model_from_it(self) -> None:
+        auto = Auto("thorough", images=200, queries=3_202, threat_model="gray-box")
+        members = auto.members(WHITE)
+        assert {(m.images, m.queries, m.threat_model) for m in members} == {(200, 3_200, "gray-box")}
+        free = Auto("thorough").members(replace(WHITE, threat_model="gray-box"))
+        assert [(m.name, m.observations) for m in members] == [(m.name, m.observations) for m in free]
+        for member in members:
+            given = member.describe()
+            pace = max(1, 180 // given["batch_size"])
+            assert 10_000 <= given["epochs"] * pace < 10_000 + pace
+
+    def test_owns_no_more_images_than_it_is_said_to(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(module._SIZES, "quick", module._Size(steps=3, depth=0, width=4))
+        arguments = (make_knowledge(), {"test": make_images(5, seed=8)})
+        target = target_of(make_split(), "gray-box")
+        with pytest.raises(InputError, match=r"auto\.images: got 34; accepted: up to 33"):
+            Auto("quick", images=34)(target, *arguments, generator=generator(0), runtime=runtime())
+        with pytest.raises(InputError, match="attack auto: threat model: got 'gray-box'; accepted: black-box"):
+            Auto("quick", threat_model="black-box")(target, *arguments, generator=generator(0), runtime=runtime())
+        assert target.queries == 0
+        auto = Auto("quick", images=12, threat_model="gray-box")
+        made = auto(target, *arguments, generator=generator(0), runtime=runtime())
+        assert {(one.owned, one.threat_model) for one in made.values()} == {(12, "gray-box")}
+
     def test_describes_itself(self) -> None:
         assert build({"attack": "auto", "queries": 40}) == Auto(queries=40) == build(Auto(queries=40).describe())
+        everything = Auto("quick", images=40, queries=50, threat_model="black-box")
+        assert build(everything.describe()) == everything
         with pytest.raises(InputError, match=r"auto\.queries: got -1"):
             Auto(queries=-1)
+        with pytest.raises(InputError, match=r"auto\.images: got 1; accepted: 2 or more"):
+            Auto(images=1)
+        with pytest.raises(InputError, match=r"auto\.threat_model: .*did you mean gray-box"):
+            Auto(threat_model="grey-box")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("queries", [None, 34])
     def test_each_member_is_charged(self, queries: int | None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -344,6 +344,26 @@ def test_auto_is_what_each_model_calls_for(tmp_path, tiny_settings, runtime, mon
     assert audit(settings, root=tmp_path, runtime=runtime) == [bare, noisy], "taken from where they are"
 
 
+def test_auto_under_every_threat_model_and_with_few_images(tmp_path, tiny_settings, runtime, monkeypatch):
+    monkeypatch.setitem(auto._SIZES, "quick", auto._Size(steps=4, depth=0, width=4, search=4))
+    quick = {"attack": "auto", "level": "quick"}
+    change = {
+        "defenses": ["none"],
+        "attacks": [quick, {**quick, "threat_model": "gray-box", "images": 40}],
+        "evaluation": {"victims": 12, "threat_model": "black-box"},
+    }
+    (card,) = audit(load_settings([tiny_settings, change]), root=tmp_path, runtime=runtime)
+    assert [(attack.kind, attack.threat_model) for attack in card.attacks] == [
+        ("decoder", "black-box"), ("decoder", "gray-box"),
+    ]  # fmt: skip
+    everything, few = card.attacks
+    assert few.images == 40 < everything.images
+    change["attacks"] = [{**quick, "images": 100_000}]
+    with pytest.raises(InputError, match=r"attacks\[0\]\.auto\.images: got 100000; accepted: up to"):
+        audit(load_settings([tiny_settings, change]), root=tmp_path / "other", runtime=runtime)
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_budget_that_auto_cannot_do_with_is_said_before_training(tmp_path, tiny_settings, runtime):
     change = {"attacks": [{"attack": "auto", "queries": 3}], "evaluation": {"threat_model": "gray-box"}}
     with pytest.raises(InputError, match=r"auto\.queries: got 3; accepted: at least 4"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ from sfumato.attacks.feature.generator import GeneratorAttack
 from sfumato.attacks.feature.latent_prior import LatentPriorAttack
 from sfumato.attacks.feature.rmle import RMLEAttack
 from sfumato.attacks.labels import labels
-from sfumato.attacks.threat import BlackBox, ThreatModel, WhiteBox
+from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel, WhiteBox
 from sfumato.data import ImageSet
 from sfumato.errors import BudgetError, InputError, one_of
 from sfumato.metrics import Quality
@@ -29,8 +29,6 @@ from sfumato.training import Runtime, steps_per_epoch
 Level = Literal["quick", "standard", "thorough"]
 _BATCH, _SMALL_BATCH = 128, 64
 _LOOKS = 2
-_LEAST = 2
-"""Images that an attack which learns from pairs cannot do without: one to learn from, one to select on."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,10 @@ class Scene:
     def queries(self) -> int:
         """What it costs to find out: an image sent twice. Whoever has the device asks his own copy."""
         return 0 if self.threat_model == "white-box" else _LOOKS
+
+    def seen_by(self, attack: Attack | Auto) -> Scene:
+        """The same from where an attack stands that may touch something else."""
+        return replace(self, threat_model=attack.threat_model or self.threat_model)
 
 
 @dataclass(frozen=True)
@@ -121,24 +123,33 @@ class Auto:
 
     Args:
         level: ``quick``, ``standard`` or ``thorough``.
+        images: How many images of its own each member has; ``None`` for all that there are.
         queries: How many images each member may send through the edge, those two included; ``None`` for any number.
             Members that cannot do with so few are left out.
+        threat_model: What the members may touch; ``None`` for what the evaluation says.
     """
 
     name: ClassVar[str] = "auto"
     source: ClassVar[str] = "after Croce & Hein 2020 (AutoAttack)"
     level: Level = "standard"
+    images: int | None = None
     queries: int | None = None
+    threat_model: ThreatModel | None = None
 
     def __post_init__(self) -> None:
         if self.level not in _SIZES:
             raise InputError(f"{self.name}.level", self.level, one_of(_SIZES, self.level))
+        if self.images is not None and self.images < 2:
+            raise InputError(f"{self.name}.images", self.images, "2 or more, or none for all")
         if self.queries is not None and self.queries < 0:
             raise InputError(f"{self.name}.queries", self.queries, "0 or more, or none for any number")
+        if self.threat_model not in (None, *THREAT_MODELS):
+            accepted = f"{one_of(THREAT_MODELS, self.threat_model)}, or none for the evaluation's"
+            raise InputError(f"{self.name}.threat_model", self.threat_model, accepted)
 
     def describe(self) -> dict[str, Any]:
         """Its name and arguments, ready for JSON."""
-        return {"attack": self.name, "level": self.level, "queries": self.queries}
+        return {"attack": self.name, **asdict(self)}
 
     def members(self, scene: Scene) -> tuple[Attack, ...]:
         """The attacks, in order.
@@ -147,17 +158,28 @@ class Auto:
             InputError: None of them can work on such images and features.
             BudgetError: None of them can do with so few queries.
         """
+        scene = scene.seen_by(self)
         of_use = [attack for attack in self._sequence(scene) if _is_of_use(attack, scene)]
         left = self._left(scene)
-        found = tuple(replace(attack, queries=left) for attack in of_use if left is None or left >= _least(attack))
+        budget: dict[str, Any] = {"images": self.images, "queries": left, "threat_model": self.threat_model}
+        found = tuple(replace(attack, **budget) for attack in of_use if left is None or left >= attack.least_queries)
         if of_use and not found:
-            least = scene.queries + min(map(_least, of_use))
+            least = scene.queries + min(attack.least_queries for attack in of_use)
             why = f"at least {least}: {scene.queries} to see whether the channel is random, the rest to learn from"
             raise BudgetError(f"{self.name}.queries", self.queries, why)
         if not found:
             given = f"images {scene.image_shape}, features {scene.feature_shape}"
             raise InputError(f"attack {self.name}", given, "a feature that one of its attacks can invert")
         return found
+
+    def affordable(self, knowledge: Knowledge) -> None:
+        """Say before anything is trained that the attacker has not as many images as the members are to use.
+
+        Raises:
+            InputError: So it is.
+        """
+        if self.images is not None and self.images > len(knowledge):
+            raise InputError(f"{self.name}.images", self.images, f"up to {len(knowledge)}, the attacker's images")
 
     def __call__(
         self,
@@ -178,10 +200,14 @@ class Auto:
             runtime: Device, folder for resuming, progress.
 
         Raises:
-            InputError: No attack can work on such a target, or some images have another shape than its.
+            InputError: No attack can work on such a target, some images have another shape than its, or the attacker
+                has not as many.
             BudgetError: No attack can do with so few queries.
         """
         runtime = runtime or Runtime()
+        if self.threat_model not in (None, target.threat_model):
+            raise InputError(f"attack {self.name}: threat model", target.threat_model, str(self.threat_model))
+        self.affordable(knowledge)
         scene = scene_of(target.under(queries=self.queries), knowledge, runtime.device)
         members = self.members(scene)
         made = {}
@@ -263,12 +289,11 @@ class Auto:
             yield latent_prior(observations=16)
 
     def _learned_from(self, scene: Scene, observations: int) -> int:
-        """Images that a member learns from: a tenth of those that it can send is to select on."""
+        """Images that a member learns from: a tenth of those that it has, and can send, is to select on."""
         left = self._left(scene)
-        if left is None:
-            return scene.images
-        affordable = left // observations
-        return max(1, min(scene.images, affordable - max(1, affordable // 10)))
+        budgets = (self.images, None if left is None else left // observations)
+        learned = [budget - max(1, budget // 10) for budget in budgets if budget is not None]
+        return max(1, min([scene.images, *learned]))
 
     def _left(self, scene: Scene) -> int | None:
         """Queries of each member, after those that tell whether the channel is random."""
@@ -288,10 +313,6 @@ def _is_of_use(attack: Attack, scene: Scene) -> bool:
     except InputError:
         return False
     return True
-
-
-def _least(attack: Attack) -> int:
-    return 0 if attack.query_free else _LEAST * attack.observations
 
 
 @torch.no_grad()

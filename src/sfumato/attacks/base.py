@@ -22,6 +22,8 @@ from sfumato.storage import hash_of
 from sfumato.training import Runtime
 
 _BATCH = 256
+_LEAST = 2
+"""Images that an attack which learns from pairs cannot do without: one to learn from, one to select on."""
 
 Inverter = Callable[[Tensor], Tensor]
 """Intercepted features (N, ...) to reconstructions (N, C, H, W) in [0, 1]."""
@@ -231,6 +233,11 @@ class Attack(ABC):
             return {"attack": hash_of(self.describe()), "threat_model": target.threat_model, "knowledge": own}
 
         return Pieces(origin, target, generator, runtime)
+
+    @property
+    def least_queries(self) -> int:
+        """Images that it cannot do without sending, repetitions included."""
+        return 0 if self.query_free else _LEAST * self.observations
 
     def affordable(self, knowledge: Knowledge) -> None:
         """Say before anything is trained that the attacker has not as many images as it is to use.

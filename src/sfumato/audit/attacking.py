@@ -28,7 +28,7 @@ def expanded(entries: Sequence[Attack | Auto], scene: Scene) -> tuple[Attack, ..
 
 def charges(entries: Sequence[Attack | Auto], found: Sequence[Attack], scene: Scene) -> tuple[int, ...]:
     """Queries by which each attack was chosen: none, unless it runs because of ``auto`` alone."""
-    return tuple(0 if attack in entries else scene.queries for attack in found)
+    return tuple(0 if attack in entries else scene.seen_by(attack).queries for attack in found)
 
 
 def keep(made: Reconstruction, folder: Path) -> None:

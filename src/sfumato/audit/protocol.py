@@ -103,15 +103,13 @@ def _check_fit(settings: Settings, defenses: Mapping[str, Defense], splits: Spli
                 settings.evaluation.threat_model, True, len(splits.train), split.image_shape, split.feature.shape
             )
             for attack in attacking.expanded(settings.resolved_attacks(), scene):
-                touched = attack.threat_model or settings.evaluation.threat_model
-                attack.check(split.image_shape, split.feature.shape, touched)
+                attack.check(split.image_shape, split.feature.shape, scene.seen_by(attack).threat_model)
         except InputError as error:
             raise InputError(f"defenses: {label}: {error.field}", error.value, error.accepted) from error
     knowledge = _knowledge(settings, splits)
     for i, entry in enumerate(settings.resolved_attacks()):
         try:
-            if isinstance(entry, Attack):
-                entry.affordable(knowledge)
+            entry.affordable(knowledge)
         except InputError as error:
             raise InputError(f"attacks[{i}].{error.field}", error.value, error.accepted) from error
 
