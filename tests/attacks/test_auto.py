@@ -214,7 +214,7 @@ class TestBudget:
         target = target_of(make_split(), "gray-box")
         with pytest.raises(InputError, match=r"auto\.images: got 34; accepted: up to 33"):
             Auto("quick", images=34)(target, *arguments, generator=generator(0), runtime=runtime())
-        with pytest.raises(InputError, match="attack auto: threat model: got 'gray-box'; accepted: black-box"):
+        with pytest.raises(InputError, match=r"auto\.threat_model: got 'gray-box'; accepted: black-box"):
             Auto("quick", threat_model="black-box")(target, *arguments, generator=generator(0), runtime=runtime())
         assert target.queries == 0
         auto = Auto("quick", images=12, threat_model="gray-box")

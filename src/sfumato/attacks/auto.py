@@ -206,7 +206,7 @@ class Auto:
         """
         runtime = runtime or Runtime()
         if self.threat_model not in (None, target.threat_model):
-            raise InputError(f"attack {self.name}: threat model", target.threat_model, str(self.threat_model))
+            raise InputError(f"{self.name}.threat_model", target.threat_model, str(self.threat_model))
         self.affordable(knowledge)
         scene = scene_of(target.under(queries=self.queries), knowledge, runtime.device)
         members = self.members(scene)

@@ -16,7 +16,7 @@ from torch import Tensor
 from sfumato.attacks.keeping import Pieces
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
 from sfumato.data import ImageSet
-from sfumato.errors import InputError, Interrupted
+from sfumato.errors import BudgetError, InputError, Interrupted
 from sfumato.metrics import Quality, quality
 from sfumato.storage import hash_of
 from sfumato.training import Runtime
@@ -166,10 +166,7 @@ class Attack(ABC):
         Raises:
             InputError: The attack cannot work on them.
         """
-        able = self.threat_models if self.threat_model is None else {self.threat_model}
-        if threat_model not in able:
-            accepted = f"one of {', '.join(sorted(able))}"
-            raise InputError(f"attack {self.name}: threat model", threat_model, accepted)
+        self.allowed(threat_model)
 
     @final
     def __call__(
@@ -239,14 +236,29 @@ class Attack(ABC):
         """Images that it cannot do without sending, repetitions included."""
         return 0 if self.query_free else _LEAST * self.observations
 
-    def affordable(self, knowledge: Knowledge) -> None:
-        """Say before anything is trained that the attacker has not as many images as it is to use.
+    def allowed(self, threat_model: ThreatModel) -> None:
+        """Say before anything is trained that such an attacker may not touch what the attack needs.
 
         Raises:
             InputError: So it is.
         """
+        able = self.threat_models if self.threat_model is None else {self.threat_model}
+        if threat_model not in able:
+            accepted = f"one of {', '.join(sorted(able))}"
+            raise InputError(f"{self.name}.threat_model", threat_model, accepted)
+
+    def affordable(self, knowledge: Knowledge) -> None:
+        """Say before anything is trained that the attacker has not as many images, or may not send as many.
+
+        Raises:
+            InputError: It is to use more images than there are.
+            BudgetError: Its queries are too few for any attack that learns from pairs.
+        """
         if self.images is not None and self.images > len(knowledge):
             raise InputError(f"{self.name}.images", self.images, f"up to {len(knowledge)}, the attacker's images")
+        if self.queries is not None and self.queries < self.least_queries:
+            accepted = f"at least {self.least_queries}: one image to learn from, one to select on"
+            raise BudgetError(f"{self.name}.queries", self.queries, accepted)
 
     def describe(self) -> dict[str, Any]:
         """Its name and arguments, ready for JSON."""

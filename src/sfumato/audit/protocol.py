@@ -24,9 +24,9 @@ from sfumato.audit.settings import Settings
 from sfumato.audit.suspicions import Evidence, gradient_through, is_random, levels_of, suspicions
 from sfumato.data import ImageSet, Splits
 from sfumato.defenses import Defense
-from sfumato.errors import CorruptFileError, InputError
+from sfumato.errors import CorruptFileError, InputError, raise_all
 from sfumato.metrics.reconstruction import SMALLEST_IMAGE
-from sfumato.models import set_generator
+from sfumato.models import SplitModel, set_generator
 from sfumato.progress import Titled
 from sfumato.storage import file_digest, hash_of, write_text
 from sfumato.training import Runtime
@@ -95,23 +95,37 @@ def _check_fit(settings: Settings, defenses: Mapping[str, Defense], splits: Spli
     if min(shape[1:]) < SMALLEST_IMAGE:
         raise InputError("image size", shape[1:], f"at least {SMALLEST_IMAGE}×{SMALLEST_IMAGE}, the window of SSIM")
     undefended(settings, splits, torch.Generator().manual_seed(settings.seed))
+    knowledge = _knowledge(settings, splits)
+    _check_attackers(settings, knowledge)
     for label, defense in defenses.items():
         try:
             split, _ = prepare(settings, defense, splits)
-            # Whether it is random is not known yet, and changes nothing about shapes.
-            scene = Scene(
-                settings.evaluation.threat_model, True, len(splits.train), split.image_shape, split.feature.shape
-            )
-            for attack in attacking.expanded(settings.resolved_attacks(), scene):
-                attack.check(split.image_shape, split.feature.shape, scene.seen_by(attack).threat_model)
+            _check_attacks(settings, split, knowledge)
         except InputError as error:
             raise InputError(f"defenses: {label}: {error.field}", error.value, error.accepted) from error
-    knowledge = _knowledge(settings, splits)
+
+
+def _check_attackers(settings: Settings, knowledge: Knowledge) -> None:
+    """Find out which attacks need more than their attacker may touch, has, or may send; all at once."""
+    errors: list[InputError] = []
     for i, entry in enumerate(settings.resolved_attacks()):
         try:
+            if isinstance(entry, Attack):
+                entry.allowed(entry.threat_model or settings.evaluation.threat_model)
             entry.affordable(knowledge)
         except InputError as error:
-            raise InputError(f"attacks[{i}].{error.field}", error.value, error.accepted) from error
+            errors.append(InputError(f"attacks[{i}].{error.field}", error.value, error.accepted))
+    raise_all(errors)
+
+
+def _check_attacks(settings: Settings, split: SplitModel, knowledge: Knowledge) -> None:
+    """Find out which attack cannot work on such a model."""
+    # Whether it is random is not known yet, and changes nothing about shapes.
+    scene = Scene(
+        settings.evaluation.threat_model, True, len(knowledge.train), split.image_shape, split.feature.shape
+    )
+    for attack in attacking.expanded(settings.resolved_attacks(), scene):
+        attack.check(split.image_shape, split.feature.shape, scene.seen_by(attack).threat_model)
 
 
 def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime) -> Card:
@@ -124,10 +138,13 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
         runtime: Where it runs.
 
     Raises:
-        InputError: The attacker is to learn from auxiliary images and none were set aside.
+        InputError: The attacker is to learn from auxiliary images and none were set aside, or an attack
+            cannot work on such a model, needs more than its attacker may touch, or more than it has.
         Interrupted: Asked to stop; the same call goes on.
     """
     knowledge = _knowledge(settings, splits)
+    _check_attackers(settings, knowledge)
+    _check_attacks(settings, run.split, knowledge)
     scout = make_target(run.split, settings.evaluation.threat_model, generator=runtime.generator(settings.seed + 23))
     entries, scene = settings.resolved_attacks(), scene_of(scout, knowledge, runtime.device)
     found = attacking.expanded(entries, scene)

@@ -63,14 +63,18 @@ class GeneratorAttack(Attack):
         self._require(self.patience is None or self.patience >= 0, "patience", "0 or more, or none")
         self._require(self.stop_after is None or self.stop_after >= 1, "stop_after", "1 or more, or none")
 
-    def check(
-        self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...], threat_model: ThreatModel
-    ) -> None:
-        """A guess has to be able to enlarge the feature to the image; a mirror takes any, but has to be known."""
-        super().check(image_shape, feature_shape, threat_model)
+    def allowed(self, threat_model: ThreatModel) -> None:
+        """To be mirrored, an edge has to be known."""
+        super().allowed(threat_model)
         if self.structure == "mirror" and threat_model == "black-box":
             accepted = "guess or auto: a black-box attacker does not know the edge's structure"
             raise InputError(f"{self.name}.structure", self.structure, accepted)
+
+    def check(
+        self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...], threat_model: ThreatModel
+    ) -> None:
+        """A guess has to be able to enlarge the feature to the image; a mirror takes any feature."""
+        super().check(image_shape, feature_shape, threat_model)
         if self.structure == "guess" or threat_model == "black-box":
             assumed_edge(feature_shape, image_shape, width=1)
 
