@@ -24,7 +24,7 @@ from sfumato.audit.settings import Settings
 from sfumato.audit.suspicions import Evidence, gradient_through, is_random, levels_of, suspicions
 from sfumato.data import ImageSet, Splits
 from sfumato.defenses import Defense
-from sfumato.errors import CorruptFileError, InputError, raise_all
+from sfumato.errors import CorruptFileError, InputError
 from sfumato.metrics.reconstruction import SMALLEST_IMAGE
 from sfumato.models import SplitModel, set_generator
 from sfumato.progress import Titled
@@ -96,36 +96,19 @@ def _check_fit(settings: Settings, defenses: Mapping[str, Defense], splits: Spli
         raise InputError("image size", shape[1:], f"at least {SMALLEST_IMAGE}×{SMALLEST_IMAGE}, the window of SSIM")
     undefended(settings, splits, torch.Generator().manual_seed(settings.seed))
     knowledge = _knowledge(settings, splits)
-    _check_attackers(settings, knowledge)
+    attacking.check_means(settings.resolved_attacks(), settings.evaluation.threat_model, knowledge)
     for label, defense in defenses.items():
         try:
             split, _ = prepare(settings, defense, splits)
-            _check_attacks(settings, split, knowledge)
+            _check_shapes(settings, split, knowledge)
         except InputError as error:
             raise InputError(f"defenses: {label}: {error.field}", error.value, error.accepted) from error
 
 
-def _check_attackers(settings: Settings, knowledge: Knowledge) -> None:
-    """Find out which attacks need more than their attacker may touch, has, or may send; all at once."""
-    errors: list[InputError] = []
-    for i, entry in enumerate(settings.resolved_attacks()):
-        try:
-            if isinstance(entry, Attack):
-                entry.allowed(entry.threat_model or settings.evaluation.threat_model)
-            entry.affordable(knowledge)
-        except InputError as error:
-            errors.append(InputError(f"attacks[{i}].{error.field}", error.value, error.accepted))
-    raise_all(errors)
-
-
-def _check_attacks(settings: Settings, split: SplitModel, knowledge: Knowledge) -> None:
-    """Find out which attack cannot work on such a model."""
+def _check_shapes(settings: Settings, split: SplitModel, knowledge: Knowledge) -> None:
     # Whether it is random is not known yet, and changes nothing about shapes.
-    scene = Scene(
-        settings.evaluation.threat_model, True, len(knowledge.train), split.image_shape, split.feature.shape
-    )
-    for attack in attacking.expanded(settings.resolved_attacks(), scene):
-        attack.check(split.image_shape, split.feature.shape, scene.seen_by(attack).threat_model)
+    scene = Scene(settings.evaluation.threat_model, True, len(knowledge.train), split.image_shape, split.feature.shape)
+    attacking.check_shapes(settings.resolved_attacks(), scene)
 
 
 def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime) -> Card:
@@ -143,8 +126,8 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
         Interrupted: Asked to stop; the same call goes on.
     """
     knowledge = _knowledge(settings, splits)
-    _check_attackers(settings, knowledge)
-    _check_attacks(settings, run.split, knowledge)
+    attacking.check_means(settings.resolved_attacks(), settings.evaluation.threat_model, knowledge)
+    _check_shapes(settings, run.split, knowledge)
     scout = make_target(run.split, settings.evaluation.threat_model, generator=runtime.generator(settings.seed + 23))
     entries, scene = settings.resolved_attacks(), scene_of(scout, knowledge, runtime.device)
     found = attacking.expanded(entries, scene)
