@@ -108,7 +108,7 @@ def test_few_images_are_less_than_a_batch() -> None:
     [("white-box", {"rmle", "deep_prior", "generator", "latent_prior"}), ("gray-box", {"generator", "latent_prior"})],
 )
 def test_attacks_that_cannot_work_on_the_feature_are_left_out(threat_model: Any, able: set[str]) -> None:
-    """A feature larger than the image cannot be enlarged; what mirrors or imitates the true edge, or searches, goes on."""
+    """A feature larger than the image cannot be enlarged; what knows the true edge goes on."""
     scene = replace(WHITE, threat_model=threat_model, feature_shape=(8, 64, 64))
     assert {member.name for member in Auto("thorough").members(scene)} == able
 

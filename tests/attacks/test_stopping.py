@@ -50,9 +50,7 @@ def test_every_training_of_auto_stops(
     assert trainings == networks * [(40, 1 + 40 // 4)]
 
 
-def test_auto_gives_every_training_five_epochs_at_least(
-    trainings: Trainings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_gives_every_training_five_epochs_at_least(trainings: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sequence._SIZES, "standard", sequence._Size(steps=12, depth=0, width=4, search=4))
     attack(Auto("standard"))
     assert trainings == 8 * [(12, 6)]

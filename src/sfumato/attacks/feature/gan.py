@@ -29,8 +29,8 @@ class GANAttack(Attack):
     takes a step on every batch, the generator on every ``critic_steps``-th, as in Gulrajani et al. 2017 each on images
     drawn anew; hence so many epochs. A critic of slope 1 can move an image of d pixels from the minimum of the squared
     error by about d/(2μ) at most, which costs d/(4μ²) of MSE: with the default it makes images sharper, and hardly
-    less exact. Of each phase the epoch with the best MSE on the attacker's own validation images is kept: of the first to
-    go on from, of the adversarial training as the attack.
+    less exact. Of each phase the epoch with the best MSE on the attacker's own validation images is kept: of the first
+    to go on from, of the adversarial training as the attack.
 
     Args:
         depth: Blocks of the generator; see the decoder attack.

@@ -24,14 +24,14 @@ class GeneratorAttack(Attack):
 
     - Gray-box and white-box (``mirror``): it mirrors the architecture layer by layer; the weights are not used.
     - Black-box (``guess``): it assumes an architecture from the shapes of image and feature
-      (:func:`~sfumato.models.inverse.assumed_edge`) and mirrors that. This is the query-only form: it needs no more than
-      answers to its queries.
-    - ``auto`` takes the first where it can, except for a linear edge, which is not worth mirroring: what comes out is as
-      linear, and so knows nothing of images but their mean and covariance.
+      (:func:`~sfumato.models.inverse.assumed_edge`) and mirrors that. This is the query-only form: it needs no more
+      than answers to its queries.
+    - ``auto`` takes the first where it can, except for a linear edge, which is not worth mirroring: what comes out is
+      as linear, and so knows nothing of images but their mean and covariance.
 
     The epoch with the best MSE on the attacker's own validation images is kept; where that has not improved for
-    ``patience`` epochs, the rate is halved. Halving seldom gets the rate low enough for the last per cent where epochs are
-    few; cosine decay, which ``patience=None`` stands for, always does.
+    ``patience`` epochs, the rate is halved. Halving seldom gets the rate low enough for the last per cent where epochs
+    are few; cosine decay, which ``patience=None`` stands for, always does.
 
     Args:
         structure: ``mirror`` the true edge, ``guess`` one from the shapes alone, or ``auto``: mirror where the threat
