@@ -357,15 +357,15 @@ def doubts(
         (Shattered(), {"gradient-vanishes"}),
         (Rounded(), {"gradient-vanishes", "quantized"}),
         (Shaken(), {"averages-out"}),
-        (Rippled(), set()),
-        (Reversed(), {"quantized"}),
+        (Rippled(), {"weights-do-not-help"}),
+        (Reversed(), {"quantized", "weights-do-not-help"}),
     ],
     ids=["none", "shattered", "rounded", "shaken", "rippled", "reversed"],
 )
 def test_defenses_that_only_look_like_some_are_beaten(
     channel: nn.Module, expected: set[str], level: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(module._SIZES, level, module._Size(steps=250, depth=1, width=16, search=240))
+    monkeypatch.setitem(module._SIZES, level, module._Size(steps=250, depth=1, width=16, search=60))
     knowledge, victims = Knowledge(digits(0, 600), digits(600, 60), "auxiliary"), digits(700, 40)
     model, auto = toy(channel), Auto(level)
     target = make_target(model, "white-box", generator=generator(2))
@@ -375,12 +375,12 @@ def test_defenses_that_only_look_like_some_are_beaten(
         assert (best.ssim >= one.quality["test"].ssim).all()
         assert (best.mse <= one.quality["test"].mse).all()
     assert float(best.ssim.mean()) > 0.65
-    assert float(best.mse.mean()) < 0.3 * float((victims.images / 255).var(0).mean())
+    assert float(best.mse.mean()) < 0.35 * float((victims.images / 255).var(0).mean())
     specs = auto.members(scene_of(target, knowledge))
     found = doubts(model, made, specs, victims)
     assert expected <= found
     blind = {"gradient-vanishes", "quantized", "averages-out", "not-averaged"}
-    assert found & blind == expected
+    assert found & blind == expected & blind
 
 
 def test_members_resume_from_folders_of_their_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,9 @@ def attack(spec: Attack | Auto) -> None:
     spec(target_of(make_split()), make_knowledge(), victims, generator=generator(0), runtime=runtime())
 
 
-@pytest.mark.parametrize(("level", "networks"), [("quick", 2), ("standard", 8), ("thorough", 15)])
+@pytest.mark.parametrize(
+    ("level", "networks"), [("quick", 2), ("standard", 8), pytest.param("thorough", 15, marks=pytest.mark.slow)]
+)
 def test_every_training_of_auto_stops(
     level: Any, networks: int, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
