@@ -37,7 +37,7 @@ NETWORKS = {
     ],
 }
 SEARCHES = {"quick": ["rmle"], "standard": ["rmle", "rmle (observations=16)"]}
-SEARCHES["thorough"] = [*SEARCHES["standard"], "deep_prior"]
+SEARCHES["thorough"] = [*SEARCHES["standard"], "deep_prior", "deep_prior (optimize_input=True)"]
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ class TestQueries:
                 return Learned(invert)
 
         assert reconstruct(Late(), noisy()).queries == 3
-        with pytest.raises(BudgetError, match="at most 2, what is left"):
+        with pytest.raises(BudgetError, match="queries: got 3; accepted: at most"):
             reconstruct(Late(queries=2), noisy())
 
     @pytest.mark.parametrize(("queries", "observations"), [(0, 1), (1, 1), (7, 4)])

@@ -104,8 +104,8 @@ class Auto:
     quick        decoder, rmle; decoder on means of 16 observations
     standard     decoder, rmle, generator, decoder of U-Net form, latent_prior; decoder and rmle on means of 16, decoder
                  on means of 4
-    thorough     those of standard, larger, longer and with restarts; decoder of transformer form, gan, deep_prior;
-                 generator and latent_prior on means of 16
+    thorough     those of standard, larger, longer and with restarts; decoder of transformer form, gan, deep_prior of the
+                 network and of network and input; generator and latent_prior on means of 16
     ===========  ======================================================================================================
 
     Each network is trained for about 500, 2,000 or 10,000 steps (the GAN's first by squared error, then as long against
@@ -114,8 +114,8 @@ class Auto:
     Searches are longer too, with twice the steps, and begin from three starts instead of one (latent_prior from four
     instead of two).
 
-    What cannot improve stops: a network's training after a quarter of its epochs (five at least) without a better one on
-    the attacker's own validation images; rmle where no step helps; deep_prior after as many steps as helped on the
+    What cannot improve stops: a network's training after a quarter of its epochs (five at least) without a better one
+    on the attacker's own validation images; rmle where no step helps; deep_prior after as many steps as helped on the
     attacker's images; and where latent_prior's search does not help on those, it is not made.
 
     Without the edge's weights, an image is sent twice to find out whether the channel is random. Each member is charged
@@ -284,7 +284,8 @@ class Auto:
                 batch_size=_BATCH,
                 stop_after=_stop_after(passes),
             )
-            yield DeepPriorAttack(steps=size.search // 2, width=size.width // 2)
+            for optimize_input in (False, True):
+                yield DeepPriorAttack(steps=size.search // 2, width=size.width // 2, optimize_input=optimize_input)
             yield generator(observations=16)
             yield latent_prior(observations=16)
 
