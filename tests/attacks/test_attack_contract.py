@@ -88,7 +88,7 @@ class TestContract:
     def test_reconstructs(self, name: str, threat_model: ThreatModel) -> None:
         attack, target = CONTRACT[name], target_of(make_split(), threat_model)
         if threat_model not in attack.threat_models:
-            with pytest.raises(InputError, match="threat model"):
+            with pytest.raises(InputError, match="threat_model"):
                 attack(target, make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
             return
         made = attack(target, make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
@@ -109,6 +109,16 @@ class TestContract:
             target_of(make_split(), threat_model), make_knowledge(), VICTIMS, generator=generator(1), runtime=runtime()
         )
         assert not torch.equal(other.images["test"], made.images["test"])
+
+    def test_checks_what_it_may_touch(self, name: str) -> None:
+        """Also where it has more to check."""
+        attack, target = CONTRACT[name], target_of(make_split())
+        for threat_model in THREAT_MODELS:
+            if threat_model in attack.threat_models:
+                attack.check(target.image_shape, target.feature_shape, threat_model)
+                continue
+            with pytest.raises(InputError, match=f"{name}.threat_model: got '{threat_model}'"):
+                attack.check(target.image_shape, target.feature_shape, threat_model)
 
     def test_draws_nothing_that_matters_from_the_global_generator(self, name: str) -> None:
         made = []

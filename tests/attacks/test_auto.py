@@ -64,16 +64,59 @@ def test_a_higher_level_has_more_kinds_and_more_steps() -> None:
         assert least <= count < least + 5000 // 128
 
 
+@pytest.mark.parametrize("images", [40, 600, 5_000, 50_000])
+@pytest.mark.parametrize("threat_model", THREAT_MODELS)
+@pytest.mark.parametrize(("level", "steps"), [("quick", 500), ("standard", 2_000), ("thorough", 10_000)])
+def test_every_network_takes_the_levels_steps(level: Any, steps: int, threat_model: Any, images: int) -> None:
+    members = Auto(level).members(replace(WHITE, threat_model=threat_model, images=images))
+    trained = [member for member in members if member.name not in QUERY_FREE]
+    assert trained
+    for member in trained:
+        given = member.describe()
+        pace = max(1, images // given["batch_size"])
+        for epochs in (given["epochs"], given.get("pretrain_epochs", given["epochs"])):
+            assert epochs == 2 or steps <= epochs * pace < steps + pace, given
+
+
+def kinds_of(level: Any) -> dict[tuple[str, Any], dict[str, Any]]:
+    """The first member of each kind, as it describes itself."""
+    described = [member.describe() for member in Auto(level).members(WHITE)]
+    return {(given["attack"], given.get("architecture")): given for given in reversed(described)}
+
+
+def test_thorough_is_standard_larger_longer_and_with_restarts() -> None:
+    standard, thorough = kinds_of("standard"), kinds_of("thorough")
+    more = {
+        "decoder": {"depth", "width", "epochs"},
+        "generator": {"width", "epochs"},
+        "latent_prior": {"width", "epochs", "restarts", "steps", "refine_steps"},
+        "rmle": {"steps", "restarts"},
+    }
+    for kind, given in standard.items():
+        for field in more[kind[0]]:
+            assert thorough[kind][field] > given[field], (kind, field)
+    assert thorough["gan", "residual"]["pretrain_epochs"] == thorough["decoder", "residual"]["epochs"]
+
+
 def test_few_images_are_less_than_a_batch() -> None:
     (decoder, *_) = Auto("quick").members(replace(WHITE, images=50))
     assert decoder.epochs == 500  # type: ignore[attr-defined]
 
 
-def test_attacks_that_cannot_work_on_the_feature_are_left_out() -> None:
-    """A feature larger than the image cannot be enlarged; searching for the image goes on."""
-    members = Auto("standard").members(replace(WHITE, feature_shape=(8, 64, 64)))
-    assert "decoder" not in {member.name for member in members}
-    assert "rmle" in {member.name for member in members}
+@pytest.mark.parametrize(
+    ("threat_model", "able"),
+    [("white-box", {"rmle", "deep_prior", "generator", "latent_prior"}), ("gray-box", {"generator", "latent_prior"})],
+)
+def test_attacks_that_cannot_work_on_the_feature_are_left_out(threat_model: Any, able: set[str]) -> None:
+    """A feature larger than the image cannot be enlarged; what knows the true edge goes on."""
+    scene = replace(WHITE, threat_model=threat_model, feature_shape=(8, 64, 64))
+    assert {member.name for member in Auto("thorough").members(scene)} == able
+
+
+def test_without_its_structure_nobody_inverts_a_feature_larger_than_the_image() -> None:
+    scene = replace(WHITE, threat_model="black-box", feature_shape=(8, 64, 64))
+    with pytest.raises(InputError, match=r"attack auto: .*that one of its attacks can invert"):
+        Auto("thorough").members(scene)
 
 
 def test_nothing_is_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +167,17 @@ class TestBudget:
         black, gray = replace(WHITE, threat_model="black-box"), replace(WHITE, threat_model="gray-box")
         for scene, queries in ((WHITE, 100), (black, 98), (gray, 98)):
             free, limited = Auto("thorough").members(scene), Auto("thorough", queries=100).members(scene)
-            assert limited == tuple(replace(member, queries=queries) for member in free)
+            assert [(m.name, m.observations) for m in limited] == [(m.name, m.observations) for m in free]
+            assert {member.queries for member in limited} == {queries}
+
+    @pytest.mark.parametrize(
+        ("queries", "observations", "pace"),
+        [(1_000, 1, 900 // 128), (1_000, 4, 225 // 128), (1_000, 16, 1), (10**6, 1, 5_000 // 128)],
+    )
+    def test_who_can_send_few_images_learns_as_long_from_them(self, queries: int, observations: int, pace: int) -> None:
+        members = Auto("standard", queries=queries).members(WHITE)
+        decoder = next(m.describe() for m in members if (m.name, m.observations) == ("decoder", observations))
+        assert 2_000 <= decoder["epochs"] * pace < 2_000 + pace
 
     @pytest.mark.parametrize(
         ("queries", "observations"), [(4, {1}), (9, {1}), (10, {1, 4}), (33, {1, 4}), (34, {1, 4, 16})]
@@ -144,10 +197,40 @@ class TestBudget:
         with pytest.raises(BudgetError, match=rf"auto\.queries: got {queries}; accepted: at least 4: 2 to see"):
             Auto("thorough", queries=queries).members(replace(WHITE, threat_model="black-box"))
 
+    def test_members_have_their_images_and_threat_model_from_it(self) -> None:
+        auto = Auto("thorough", images=200, queries=3_202, threat_model="gray-box")
+        members = auto.members(WHITE)
+        assert {(m.images, m.queries, m.threat_model) for m in members} == {(200, 3_200, "gray-box")}
+        free = Auto("thorough").members(replace(WHITE, threat_model="gray-box"))
+        assert [(m.name, m.observations) for m in members] == [(m.name, m.observations) for m in free]
+        for member in members:
+            given = member.describe()
+            pace = max(1, 180 // given["batch_size"])
+            assert 10_000 <= given["epochs"] * pace < 10_000 + pace
+
+    def test_owns_no_more_images_than_it_is_said_to(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(module._SIZES, "quick", module._Size(steps=3, depth=0, width=4))
+        arguments = (make_knowledge(), {"test": make_images(5, seed=8)})
+        target = target_of(make_split(), "gray-box")
+        with pytest.raises(InputError, match=r"auto\.images: got 34; accepted: up to 33"):
+            Auto("quick", images=34)(target, *arguments, generator=generator(0), runtime=runtime())
+        with pytest.raises(InputError, match=r"auto\.threat_model: got 'gray-box'; accepted: black-box"):
+            Auto("quick", threat_model="black-box")(target, *arguments, generator=generator(0), runtime=runtime())
+        assert target.queries == 0
+        auto = Auto("quick", images=12, threat_model="gray-box")
+        made = auto(target, *arguments, generator=generator(0), runtime=runtime())
+        assert {(one.owned, one.threat_model) for one in made.values()} == {(12, "gray-box")}
+
     def test_describes_itself(self) -> None:
         assert build({"attack": "auto", "queries": 40}) == Auto(queries=40) == build(Auto(queries=40).describe())
+        everything = Auto("quick", images=40, queries=50, threat_model="black-box")
+        assert build(everything.describe()) == everything
         with pytest.raises(InputError, match=r"auto\.queries: got -1"):
             Auto(queries=-1)
+        with pytest.raises(InputError, match=r"auto\.images: got 1; accepted: 2 or more"):
+            Auto(images=1)
+        with pytest.raises(InputError, match=r"auto\.threat_model: .*did you mean gray-box"):
+            Auto(threat_model="grey-box")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("queries", [None, 34])
     def test_each_member_is_charged(self, queries: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +308,20 @@ class Shaken(Stochastic):
         return z + 0.2 * self.normal(z)
 
 
+class Rippled(nn.Module):
+    """Hardly touches the feature, but its gradient is that times anything from -9 to 11."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + 0.02 * (500 * z).sin()
+
+
+class Reversed(nn.Module):
+    """Rounds, and passes back what leads away."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (z * 8).round().detach() / 8 + (z.detach() - z)
+
+
 def toy(channel: nn.Module) -> SplitModel:
     edge = initialize(nn.Sequential(nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.Sigmoid()), generator(0))
     model = SplitModel(
@@ -252,6 +349,7 @@ def doubts(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("level", ["quick", "standard"])
 @pytest.mark.parametrize(
     ("channel", "expected"),
     [
@@ -259,15 +357,17 @@ def doubts(
         (Shattered(), {"gradient-vanishes"}),
         (Rounded(), {"gradient-vanishes", "quantized"}),
         (Shaken(), {"averages-out"}),
+        (Rippled(), {"weights-do-not-help"}),
+        (Reversed(), {"quantized", "weights-do-not-help"}),
     ],
-    ids=["none", "shattered", "rounded", "shaken"],
+    ids=["none", "shattered", "rounded", "shaken", "rippled", "reversed"],
 )
 def test_defenses_that_only_look_like_some_are_beaten(
-    channel: nn.Module, expected: set[str], monkeypatch: pytest.MonkeyPatch
+    channel: nn.Module, expected: set[str], level: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(module._SIZES, "quick", module._Size(steps=250, depth=1, width=16))
+    monkeypatch.setitem(module._SIZES, level, module._Size(steps=250, depth=1, width=16, search=60))
     knowledge, victims = Knowledge(digits(0, 600), digits(600, 60), "auxiliary"), digits(700, 40)
-    model, auto = toy(channel), Auto("quick")
+    model, auto = toy(channel), Auto(level)
     target = make_target(model, "white-box", generator=generator(2))
     made = auto(target, knowledge, {"test": victims}, generator=generator(3), runtime=runtime())
     best = strongest(made).quality
@@ -275,12 +375,12 @@ def test_defenses_that_only_look_like_some_are_beaten(
         assert (best.ssim >= one.quality["test"].ssim).all()
         assert (best.mse <= one.quality["test"].mse).all()
     assert float(best.ssim.mean()) > 0.65
-    assert float(best.mse.mean()) < 0.3 * float((victims.images / 255).var(0).mean())
+    assert float(best.mse.mean()) < 0.35 * float((victims.images / 255).var(0).mean())
     specs = auto.members(scene_of(target, knowledge))
     found = doubts(model, made, specs, victims)
     assert expected <= found
     blind = {"gradient-vanishes", "quantized", "averages-out", "not-averaged"}
-    assert found & blind == expected
+    assert found & blind == expected & blind
 
 
 def test_members_resume_from_folders_of_their_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,14 +112,22 @@ class TestQueries:
                 self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime
             ) -> Learned:
                 def invert(z: torch.Tensor) -> torch.Tensor:
-                    target.query(knowledge.train.images[:2] / 255)
+                    target.query(knowledge.train.images[:3] / 255)
                     return z
 
                 return Learned(invert)
 
-        assert reconstruct(Late(), noisy()).queries == 2
-        with pytest.raises(BudgetError):
-            reconstruct(Late(queries=1), noisy())
+        assert reconstruct(Late(), noisy()).queries == 3
+        with pytest.raises(BudgetError, match="queries: got 3; accepted: at most"):
+            reconstruct(Late(queries=2), noisy())
+
+    @pytest.mark.parametrize(("queries", "observations"), [(0, 1), (1, 1), (7, 4)])
+    def test_too_few_queries_are_said_before_anything_runs(self, queries: int, observations: int) -> None:
+        spy = Spy(queries=queries, observations=observations)
+        with pytest.raises(BudgetError, match=rf"spy\.queries: got {queries}; accepted: at least {2 * observations}"):
+            reconstruct(spy, noisy())
+        assert not spy.seen
+        assert reconstruct(Spy(queries=2 * observations, observations=observations), noisy()).queries == 0
 
     @pytest.mark.parametrize("name", ATTACKS)
     @pytest.mark.parametrize("threat_model", THREAT_MODELS)

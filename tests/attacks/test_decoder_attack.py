@@ -158,12 +158,12 @@ def test_arguments_are_validated(field: str, value: Any) -> None:
 
 
 def test_a_vector_or_a_map_no_larger_than_the_image_is_attacked() -> None:
-    SMALL.check((3, 50, 50), (8, 12, 12))
-    SMALL.check((3, 32, 48), (8, 8, 8))
-    SMALL.check((3, 32, 48), (128,))
+    SMALL.check((3, 50, 50), (8, 12, 12), "black-box")
+    SMALL.check((3, 32, 48), (8, 8, 8), "black-box")
+    SMALL.check((3, 32, 48), (128,), "black-box")
     for shape in ((8, 128), (8, 51, 12), (8, 12, 51)):
         with pytest.raises(InputError, match="no side longer"):
-            SMALL.check((3, 50, 50), shape)
+            SMALL.check((3, 50, 50), shape, "black-box")
 
 
 def test_divergence_is_flagged() -> None:
@@ -211,7 +211,7 @@ def test_a_vector_is_inverted(architecture: Any) -> None:
     target = target_of(split(model, "first", image_shape=(1, 16, 16)))
     assert target.feature_shape == (16,)
     spec = dataclasses.replace(SMALL, architecture=architecture, epochs=2)
-    spec.check(target.image_shape, target.feature_shape)
+    spec.check(target.image_shape, target.feature_shape, target.threat_model)
     made = spec(target, make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
     assert made.figures["mse_after"] < made.figures["mse_before"]
     assert made.images["test"].shape == (6, 1, 16, 16)

@@ -81,8 +81,8 @@ def test_depth_that_an_image_has() -> None:
         weights = [w.unsqueeze(0) for w in networks.weights(generator(0))]
         assert networks(weights, torch.rand(1, 1, side, side, generator=generator(1))).shape == (1, 1, side, side)
     with pytest.raises(InputError, match=r"deep_prior\.depth: got 5; accepted: at most 4"):
-        DeepPriorAttack(depth=5).check((3, 32, 40), (8, 8, 8))
-    DeepPriorAttack(depth=4).check((3, 32, 40), (8, 8, 8))
+        DeepPriorAttack(depth=5).check((3, 32, 40), (8, 8, 8), "white-box")
+    DeepPriorAttack(depth=4).check((3, 32, 40), (8, 8, 8), "white-box")
 
 
 @pytest.mark.slow

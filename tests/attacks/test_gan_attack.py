@@ -136,11 +136,12 @@ def test_resumes_to_the_last_bit(start: Any, stop: int, tmp_path: Path) -> None:
     """Stopped in the first phase, at its end, and in the second one between the generator's turns."""
     spec, count = dataclasses.replace(SMALL, start=start, epochs=2 if start == "decoder" else 3), iter(range(1, 100))
     with pytest.raises(Interrupted):
-        attack(spec, folder=tmp_path / "cut", should_stop=lambda: next(count) == stop)
+        attack(spec, folder=tmp_path / "cut", should_stop=lambda: next(count) >= stop)
     whole = attack(spec, folder=tmp_path / "whole")
     assert same(attack(spec, folder=tmp_path / "cut"), whole)
-    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
+    logs = [[log.read_bytes() for log in sorted((tmp_path / name).rglob("metrics.jsonl"))] for name in ("whole", "cut")]
     assert logs[0] == logs[1]
+    assert len(logs[0]) == (2 if start == "decoder" else 1)
     assert same(attack(spec, folder=tmp_path / "whole"), whole), "and once more from the finished checkpoint"
 
 
@@ -172,13 +173,14 @@ def test_equals_training_by_hand(tmp_path: Path) -> None:
         return int(torch.randint(2**31, (), generator=drawn))
 
     decoder = Decoder((2, 4, 4), (1, 16, 16), depth=0, width=4, generator=generator(seed()))
+    orders = [generator(seed())]
     critic = Critic((1, 16, 16), width=2, generator=generator(seed()))
-    order = generator(seed())
+    orders.append(generator(seed()))
     decoder.double(), critic.double()
     first = torch.optim.Adam(decoder.parameters(), lr=0.02, weight_decay=1e-4)
     second = torch.optim.Adam(decoder.parameters(), lr=0.01, betas=(0.5, 0.999))
     third = torch.optim.Adam(critic.parameters(), lr=0.004, betas=(0.5, 0.999))
-    batches = Batches(mine.train, 8, shuffle=True, generator=order, drop_last=True)
+    phases = [Batches(mine.train, 8, shuffle=True, generator=order, drop_last=True) for order in orders]
 
     @torch.no_grad()
     def error() -> float:
@@ -186,38 +188,41 @@ def test_equals_training_by_hand(tmp_path: Path) -> None:
         x = mine.validation.images / 255
         return float((decoder(target.query(x).double()) - x).square().mean())
 
-    before, rows, states, steps = error(), [], [], 0
-    for epoch in range(4):
-        decoder.train()
-        first.param_groups[0]["lr"] = (0.02, 0.02 * 0.505)[epoch % 2]
-        for x, _ in batches:
-            x, z = x.double(), target.query(x).double()
-            steps += 1
-            if epoch < 2:
-                first.zero_grad()
-                (decoder(z) - x).square().mean().backward()
-                first.step()
-                continue
-            made = decoder(z).detach()
-            share = torch.rand(8, 1, 1, 1, generator=drawn)
-            loss = critic(made).mean() - critic(x).mean() + 5 * slow_penalty(critic, share * x + (1 - share) * made)
-            third.zero_grad()
-            loss.backward()
-            third.step()
-            if steps % 2 == 0:
-                made = decoder(z)
-                loss = -critic(made).mean() + 20 * (made - x).square().mean()
-                second.zero_grad()
+    before, rows, steps = error(), [], 0
+    for phase, batches in enumerate(phases):
+        states = []
+        for epoch in range(2):
+            decoder.train()
+            first.param_groups[0]["lr"] = (0.02, 0.02 * 0.505)[epoch]
+            for x, _ in batches:
+                x, z = x.double(), target.query(x).double()
+                if phase == 0:
+                    first.zero_grad()
+                    (decoder(z) - x).square().mean().backward()
+                    first.step()
+                    continue
+                made = decoder(z).detach()
+                share = torch.rand(8, 1, 1, 1, generator=drawn)
+                loss = critic(made).mean() - critic(x).mean() + 5 * slow_penalty(critic, share * x + (1 - share) * made)
+                third.zero_grad()
                 loss.backward()
-                second.step()
-        rows.append(error())
-        states.append({name: value.clone() for name, value in decoder.state_dict().items()})
-    kept = 2 if rows[2] <= rows[3] else 3
-    decoder.load_state_dict(states[kept])
+                third.step()
+                steps += 1
+                if steps % 2 == 0:
+                    made = decoder(z)
+                    loss = -critic(made).mean() + 20 * (made - x).square().mean()
+                    second.zero_grad()
+                    loss.backward()
+                    second.step()
+            rows.append(error())
+            states.append({name: value.clone() for name, value in decoder.state_dict().items()})
+        kept = 0 if rows[-2] <= rows[-1] else 1
+        decoder.load_state_dict(states[kept])
     assert ours.figures["mse_before"] == pytest.approx(before, rel=1e-5)
     assert ours.figures["mse_after"] == pytest.approx(error(), rel=1e-4)
     assert ours.figures["epoch_kept"] == kept
-    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logs = [tmp_path / "decoder" / "metrics.jsonl", tmp_path / "metrics.jsonl"]
+    logged = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     assert [row["validation_loss"] for row in logged] == pytest.approx(rows, rel=1e-4)
     assert [set(row) & {"loss", "distance", "penalty", "adversarial"} for row in logged] == [
         *2 * [{"loss"}],
@@ -273,7 +278,6 @@ def test_only_adversarial_epochs_are_kept() -> None:
     made = attack(spoiled)
     plain = DecoderAttack(depth=0, width=4, epochs=8, lr=0.02, batch_size=8)
     decoder = plain(target_of(make_split()), make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
-    assert made.figures["epoch_kept"] >= 8
     assert made.figures["mse_after"] > 1.1 * decoder.figures["mse_after"]
 
 
@@ -332,7 +336,7 @@ def test_arguments_are_validated(field: str, value: Any) -> None:
 
 
 def test_features_that_do_not_fit_are_refused() -> None:
-    SMALL.check((3, 32, 32), (8, 8, 8))
-    SMALL.check((3, 32, 32), (128,))
+    SMALL.check((3, 32, 32), (8, 8, 8), "black-box")
+    SMALL.check((3, 32, 32), (128,), "black-box")
     with pytest.raises(InputError, match="no side longer"):
-        SMALL.check((3, 32, 32), (8, 33, 8))
+        SMALL.check((3, 32, 32), (8, 33, 8), "black-box")

@@ -155,23 +155,30 @@ class TestStructure:
         assert all(torch.equal(made[0][name], other[name]) for other in made[1:] for name in other)
 
     def test_the_mirror_of_the_unknown_is_refused(self) -> None:
+        mirror = dataclasses.replace(SMALL, structure="mirror")
         with pytest.raises(InputError, match=r"generator\.structure.*guess or auto"):
-            attack(dataclasses.replace(SMALL, structure="mirror"))
+            attack(mirror)
+        with pytest.raises(InputError, match=r"generator\.structure.*guess or auto"):
+            mirror.check((1, 16, 16), (2, 4, 4), "black-box")
+        mirror.check((1, 16, 16), (2, 4, 4), "gray-box")
 
     def test_a_feature_that_is_no_map(self) -> None:
         edge = nn.Sequential(nn.Flatten(), nn.Linear(256, 7))
         model = identity_split().with_parts(edge=edge)
-        SMALL.check((1, 16, 16), (7,))
         for threat_model in ("gray-box", "black-box"):
+            SMALL.check((1, 16, 16), (7,), threat_model)
             assert attack(threat_model=threat_model, model=model).images["test"].shape == (6, 1, 16, 16)
 
     def test_a_map_larger_than_the_image_can_only_be_mirrored(self) -> None:
         model = identity_split().with_parts(edge=nn.ConvTranspose2d(1, 2, 2, 2))
         assert attack(threat_model="gray-box", model=model).images["test"].shape == (6, 1, 16, 16)
+        SMALL.check((1, 16, 16), (2, 32, 32), "gray-box")
         with pytest.raises(InputError, match="no side longer"):
             attack(model=model)
-        with pytest.raises(InputError, match="no side longer"):
-            dataclasses.replace(SMALL, structure="guess").check((1, 16, 16), (2, 32, 32))
+        for structure, threat_model in (("guess", "gray-box"), ("auto", "black-box")):
+            guess = dataclasses.replace(SMALL, structure=structure)
+            with pytest.raises(InputError, match="no side longer"):
+                guess.check((1, 16, 16), (2, 32, 32), threat_model)
 
 
 @pytest.mark.parametrize(

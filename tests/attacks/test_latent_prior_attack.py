@@ -199,9 +199,12 @@ def test_arguments_are_validated(field: str, value: Any) -> None:
 
 
 def test_an_image_that_cannot_be_halved_so_often() -> None:
-    LatentPriorAttack(halvings=4).check((1, 16, 16), (3,))
+    LatentPriorAttack(halvings=4).check((1, 16, 16), (3,), "black-box")
+    LatentPriorAttack().check((1, 16, 16), (2, 32, 32), "gray-box")
+    with pytest.raises(InputError, match="no side longer"):
+        LatentPriorAttack().check((1, 16, 16), (2, 32, 32), "black-box")
     with pytest.raises(InputError, match="halvings"):
-        LatentPriorAttack(halvings=5).check((1, 16, 16), (3,))
+        LatentPriorAttack(halvings=5).check((1, 16, 16), (3,), "black-box")
 
 
 def test_a_feature_that_is_no_map() -> None:

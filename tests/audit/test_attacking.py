@@ -68,3 +68,12 @@ def test_what_auto_alone_brings_in_is_charged(threat_model, cost):
     entries = [DecoderAttack(width=3), first, Auto("quick")]
     found = attacking.expanded(entries, scene)
     assert attacking.charges(entries, found, scene) == (0, 0, *[cost] * len(others))
+
+
+def test_each_auto_is_charged_for_what_it_may_touch():
+    scene = Scene("white-box", True, 500, (1, 16, 16), (2, 4, 4))
+    entries = [Auto("quick"), Auto("quick", threat_model="black-box")]
+    found = attacking.expanded(entries, scene)
+    charged = dict(zip(found, attacking.charges(entries, found, scene), strict=True))
+    assert {attack.threat_model: queries for attack, queries in charged.items()} == {None: 0, "black-box": 2}
+    assert [attack.name for attack in found] == ["decoder", "rmle", "decoder", "decoder", "decoder"]

@@ -397,6 +397,64 @@ def test_randomness_in_the_edge_is_not_overlooked(tmp_path, tiny_settings, runti
     assert ("not-averaged" in {doubt.code for doubt in card.suspicions}) is restless
 
 
+def test_auto_under_every_threat_model_and_with_few_images(tmp_path, tiny_settings, runtime, monkeypatch):
+    monkeypatch.setitem(auto._SIZES, "quick", auto._Size(steps=4, depth=0, width=4, search=4))
+    quick = {"attack": "auto", "level": "quick"}
+    change = {
+        "defenses": ["none"],
+        "attacks": [quick, {**quick, "threat_model": "gray-box", "images": 40}],
+        "evaluation": {"victims": 12, "threat_model": "black-box"},
+    }
+    (card,) = audit(load_settings([tiny_settings, change]), root=tmp_path, runtime=runtime)
+    assert [(attack.kind, attack.threat_model) for attack in card.attacks] == [
+        ("decoder", "black-box"), ("decoder", "gray-box"),
+    ]  # fmt: skip
+    everything, few = card.attacks
+    assert few.images == 40 < everything.images
+    change["attacks"] = [{**quick, "images": 100_000}]
+    with pytest.raises(InputError, match=r"attacks\[0\]\.auto\.images: got 100000; accepted: up to"):
+        audit(load_settings([tiny_settings, change]), root=tmp_path / "other", runtime=runtime)
+    assert not (tmp_path / "other").exists()
+
+
+BEYOND = {
+    "weights": ("rmle", "black-box", r"rmle\.threat_model: got 'black-box'; accepted: one of white-box"),
+    "structure": (
+        {"attack": "generator", "structure": "mirror"},
+        "black-box",
+        r"generator\.structure: got 'mirror'; accepted: guess or auto",
+    ),
+    "queries": ({"attack": "decoder", "queries": 1}, "gray-box", r"decoder\.queries: got 1; accepted: at least 2"),
+    "means": (
+        {"attack": "latent_prior", "queries": 7, "observations": 4},
+        "white-box",
+        r"latent_prior\.queries: got 7; accepted: at least 8",
+    ),
+    "images": ({"attack": "gan", "images": 99_999}, "white-box", r"gan\.images: got 99999; accepted: up to"),
+}
+
+
+@pytest.mark.parametrize("case", BEYOND)
+def test_what_an_attacker_may_not_do_is_said_before_anything_runs(case, finished, tiny_settings, tmp_path, runtime):
+    attack, threat_model, message = BEYOND[case]
+    decoder = {"attack": "decoder", "queries": 0}
+    change = {"attacks": [attack, "decoder", decoder], "evaluation": {"threat_model": threat_model}}
+    settings = load_settings([tiny_settings, change])
+    both = rf"(?s)attacks\[0\]\.{message}.*attacks\[2\]\.decoder\.queries: got 0; accepted: at least 2"
+    with pytest.raises(InputError, match=both):
+        audit(settings, root=tmp_path, runtime=runtime)
+    assert not list(tmp_path.iterdir())
+
+    root, trained, _ = finished
+    splits = load_data(trained.data, trained.seed)
+    label, defense = next(iter(trained.resolved_defenses().items()))
+    run = train_run(trained, label, defense, splits, root=root, runtime=runtime)
+    before = sorted(run.folder.iterdir())
+    with pytest.raises(InputError, match=both):
+        attack_run(run, settings, splits, runtime=runtime)
+    assert sorted(run.folder.iterdir()) == before
+
+
 def test_a_budget_that_auto_cannot_do_with_is_said_before_training(tmp_path, tiny_settings, runtime):
     change = {"attacks": [{"attack": "auto", "queries": 3}], "evaluation": {"threat_model": "gray-box"}}
     with pytest.raises(InputError, match=r"auto\.queries: got 3; accepted: at least 4"):

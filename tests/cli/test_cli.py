@@ -58,6 +58,9 @@ def test_audit_report_attack_and_train_hang_together(config, tmp_path, capsys):
     card = Card.load(next((tmp_path / "sfumato-attack" / "cards").iterdir()))
     assert (card.defense.label, card.attacks[0].threat_model) == ("cem", "black-box")
     assert card.attacks[0].attack.arguments["width"] == 2
+    blind = ["--attacks", "rmle", "--evaluation.threat-model", "black-box"]
+    assert run(["attack", runs[1]["run"], *blind, "--out", "none"]) == 2
+    assert "attacks[0].rmle.threat_model: got 'black-box'; accepted: one of white-box" in capsys.readouterr().err
 
     cards = [str(tmp_path / folder / "cards") for folder in ("sfumato-page", "sfumato-attack")]
     assert run(["report", *cards, "--json"]) == 0

@@ -16,12 +16,14 @@ from torch import Tensor
 from sfumato.attacks.keeping import Pieces
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
 from sfumato.data import ImageSet
-from sfumato.errors import InputError, Interrupted
+from sfumato.errors import BudgetError, InputError, Interrupted
 from sfumato.metrics import Quality, quality
 from sfumato.storage import hash_of
 from sfumato.training import Runtime
 
 _BATCH = 256
+_LEAST = 2
+"""Images that an attack which learns from pairs cannot do without: one to learn from, one to select on."""
 
 Inverter = Callable[[Tensor], Tensor]
 """Intercepted features (N, ...) to reconstructions (N, C, H, W) in [0, 1]."""
@@ -154,12 +156,17 @@ class Attack(ABC):
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Learn to invert the target's features."""
 
-    def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:  # noqa: B027 (a hook)
-        """Say before anything is trained that such images or features cannot be attacked.
+    def check(
+        self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...], threat_model: ThreatModel
+    ) -> None:
+        """Say before anything is trained that such images or features cannot be attacked, or not by such an attacker.
+
+        Authors who know more call this first, and then look at what their attack needs.
 
         Raises:
             InputError: The attack cannot work on them.
         """
+        self.allowed(threat_model)
 
     @final
     def __call__(
@@ -224,24 +231,41 @@ class Attack(ABC):
 
         return Pieces(origin, target, generator, runtime)
 
-    def affordable(self, knowledge: Knowledge) -> None:
-        """Say before anything is trained that the attacker has not as many images as it is to use.
+    @property
+    def least_queries(self) -> int:
+        """Images that it cannot do without sending, repetitions included."""
+        return 0 if self.query_free else _LEAST * self.observations
+
+    def allowed(self, threat_model: ThreatModel) -> None:
+        """Say before anything is trained that such an attacker may not touch what the attack needs.
 
         Raises:
             InputError: So it is.
         """
+        able = self.threat_models if self.threat_model is None else {self.threat_model}
+        if threat_model not in able:
+            accepted = f"one of {', '.join(sorted(able))}"
+            raise InputError(f"{self.name}.threat_model", threat_model, accepted)
+
+    def affordable(self, knowledge: Knowledge) -> None:
+        """Say before anything is trained that the attacker has not as many images, or may not send as many.
+
+        Raises:
+            InputError: It is to use more images than there are.
+            BudgetError: Its queries are too few for any attack that learns from pairs.
+        """
         if self.images is not None and self.images > len(knowledge):
             raise InputError(f"{self.name}.images", self.images, f"up to {len(knowledge)}, the attacker's images")
+        if self.queries is not None and self.queries < self.least_queries:
+            accepted = f"at least {self.least_queries}: one image to learn from, one to select on"
+            raise BudgetError(f"{self.name}.queries", self.queries, accepted)
 
     def describe(self) -> dict[str, Any]:
         """Its name and arguments, ready for JSON."""
         return {"attack": self.name, **dataclasses.asdict(self)}
 
     def _validate(self, target: BlackBox, knowledge: Knowledge, victims: Mapping[str, ImageSet]) -> None:
-        able = self.threat_models if self.threat_model is None else {self.threat_model}
-        if target.threat_model not in able:
-            accepted = f"one of {', '.join(sorted(able))}"
-            raise InputError(f"attack {self.name}: threat model", target.threat_model, accepted)
+        self.check(target.image_shape, target.feature_shape, target.threat_model)
         self.affordable(knowledge)
         groups = {"knowledge.train": knowledge.train, "knowledge.validation": knowledge.validation}
         groups |= {f"victims.{name}": group for name, group in victims.items()}

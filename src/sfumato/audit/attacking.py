@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sfumato.attacks import Attack, Auto, Reconstruction, Scene, ThreatModel, labels
-from sfumato.errors import CorruptFileError
+from sfumato.attacks import Attack, Auto, Knowledge, Reconstruction, Scene, ThreatModel, labels
+from sfumato.errors import CorruptFileError, InputError, raise_all
 from sfumato.metrics import Quality
 from sfumato.storage import load_state, save_state
 
@@ -49,9 +49,41 @@ def foreseen(entries: Sequence[Attack | Auto], threat_model: ThreatModel) -> lis
     return list(dict.fromkeys(pair for scene in scenes for pair in named(entries, scene)))
 
 
+def check_means(entries: Sequence[Attack | Auto], threat_model: ThreatModel, knowledge: Knowledge) -> None:
+    """Say before anything is trained which attacks need more than their attacker may touch, has or may send.
+
+    Args:
+        entries: The attacks.
+        threat_model: Of those that have none of their own.
+        knowledge: The attacker's images.
+
+    Raises:
+        InputError: All of them at once.
+    """
+    errors: list[InputError] = []
+    for i, entry in enumerate(entries):
+        try:
+            if isinstance(entry, Attack):  # auto leaves out what is not allowed
+                entry.allowed(entry.threat_model or threat_model)
+            entry.affordable(knowledge)
+        except InputError as error:
+            errors.append(InputError(f"attacks[{i}].{error.field}", error.value, error.accepted))
+    raise_all(errors)
+
+
+def check_shapes(entries: Sequence[Attack | Auto], scene: Scene) -> None:
+    """Say before anything is trained that an attack cannot work on such images and features.
+
+    Raises:
+        InputError: So it is.
+    """
+    for attack in expanded(entries, scene):
+        attack.check(scene.image_shape, scene.feature_shape, scene.seen_by(attack).threat_model)
+
+
 def charges(entries: Sequence[Attack | Auto], found: Sequence[Attack], scene: Scene) -> tuple[int, ...]:
     """Queries by which each attack was chosen: none, unless it runs because of ``auto`` alone."""
-    return tuple(0 if attack in entries else scene.queries for attack in found)
+    return tuple(0 if attack in entries else scene.seen_by(attack).queries for attack in found)
 
 
 def keep(made: Reconstruction, folder: Path) -> None:

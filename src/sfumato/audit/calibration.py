@@ -195,7 +195,7 @@ def measure(
         with torch.no_grad():
             z = split.send(splits.test.images.to(runtime.device) / 255).cpu()
         return Calibration(name, figures, _mean(_errors(seen.reconstruct(z), splits.test)))
-    attack.check(split.image_shape, split.feature.shape)
+    attack.check(split.image_shape, split.feature.shape, threat_model)
     target = _WITNESSES[threat_model](split, generator=runtime.generator(seed + 1), most=len(splits.test))
     made = attack(
         target,

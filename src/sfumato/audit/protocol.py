@@ -35,7 +35,7 @@ from sfumato.data import ImageSet, Splits
 from sfumato.defenses import Defense
 from sfumato.errors import CorruptFileError, InputError, raise_all
 from sfumato.metrics.reconstruction import SMALLEST_IMAGE
-from sfumato.models import set_generator
+from sfumato.models import SplitModel, set_generator
 from sfumato.progress import Titled
 from sfumato.storage import file_digest, hash_of, write_text
 from sfumato.training import Runtime
@@ -105,24 +105,20 @@ def _check_fit(settings: Settings, defenses: Mapping[str, Defense], splits: Spli
     if min(shape[1:]) < SMALLEST_IMAGE:
         raise InputError("image size", shape[1:], f"at least {SMALLEST_IMAGE}×{SMALLEST_IMAGE}, the window of SSIM")
     undefended(settings, splits, torch.Generator().manual_seed(settings.seed))
+    knowledge = _knowledge(settings, splits)
+    attacking.check_means(settings.resolved_attacks(), settings.evaluation.threat_model, knowledge)
     for label, defense in defenses.items():
         try:
             split, _ = prepare(settings, defense, splits)
-            # Whether it is random is not known yet, and changes nothing about shapes.
-            scene = Scene(
-                settings.evaluation.threat_model, True, len(splits.train), split.image_shape, split.feature.shape
-            )
-            for attack in attacking.expanded(settings.resolved_attacks(), scene):
-                attack.check(split.image_shape, split.feature.shape)
+            _check_shapes(settings, split, knowledge)
         except InputError as error:
             raise InputError(f"defenses: {label}: {error.field}", error.value, error.accepted) from error
-    knowledge = _knowledge(settings, splits)
-    for i, entry in enumerate(settings.resolved_attacks()):
-        try:
-            if isinstance(entry, Attack):
-                entry.affordable(knowledge)
-        except InputError as error:
-            raise InputError(f"attacks[{i}].{error.field}", error.value, error.accepted) from error
+
+
+def _check_shapes(settings: Settings, split: SplitModel, knowledge: Knowledge) -> None:
+    # Whether it is random is not known yet, and changes nothing about shapes.
+    scene = Scene(settings.evaluation.threat_model, True, len(knowledge.train), split.image_shape, split.feature.shape)
+    attacking.check_shapes(settings.resolved_attacks(), scene)
 
 
 def _check_conditions(settings: Settings, defenses: Mapping[str, Defense], splits: Splits) -> None:
@@ -157,10 +153,13 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
         runtime: Where it runs.
 
     Raises:
-        InputError: The attacker is to learn from auxiliary images and none were set aside.
+        InputError: The attacker is to learn from auxiliary images and none were set aside, or an attack
+            cannot work on such a model, needs more than its attacker may touch, or more than it has.
         Interrupted: Asked to stop; the same call goes on.
     """
     knowledge = _knowledge(settings, splits)
+    attacking.check_means(settings.resolved_attacks(), settings.evaluation.threat_model, knowledge)
+    _check_shapes(settings, run.split, knowledge)
     scout = make_target(run.split, settings.evaluation.threat_model, generator=runtime.generator(settings.seed + 23))
     entries, scene = settings.resolved_attacks(), scene_of(scout, knowledge, runtime.device)
     found = attacking.expanded(entries, scene)

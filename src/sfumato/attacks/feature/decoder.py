@@ -67,8 +67,11 @@ class DecoderAttack(Attack):
         least = least_width(self.architecture)
         self._require(self.width >= least, "width", f"{least} or more")
 
-    def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
+    def check(
+        self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...], threat_model: ThreatModel
+    ) -> None:
         """Decoders enlarge: the feature has to be a vector, or a map no larger than the image."""
+        super().check(image_shape, feature_shape, threat_model)
         check_decodable(feature_shape, image_shape)
 
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:

@@ -71,8 +71,11 @@ class DeepPriorAttack(Attack):
         self._require(self.inputs >= 1, "inputs", "1 or more")
         self._require(0 <= self.noise < math.inf, "noise", "0 or more")
 
-    def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
+    def check(
+        self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...], threat_model: ThreatModel
+    ) -> None:
         """An image has only so many levels."""
+        super().check(image_shape, feature_shape, threat_model)
         most = deepest(image_shape)
         if self.depth > most:
             raise InputError(f"{self.name}.depth", self.depth, f"at most {most} for images of {image_shape[1:]}")
@@ -80,7 +83,6 @@ class DeepPriorAttack(Attack):
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Try itself on the attacker's own images, to see how many steps are best."""
         assert isinstance(target, WhiteBox)  # checked by __call__
-        self.check(target.image_shape, target.feature_shape)
         pieces = self.pieces(target, knowledge, generator=generator, runtime=runtime)
         matcher = Matcher(target, knowledge)
         search = _Search(self, matcher, generator, runtime)

@@ -15,7 +15,7 @@ from sfumato.attacks.observations import observe
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
 from sfumato.errors import one_of
 from sfumato.models import DECODERS, Architecture, Critic, check_decodable, least_width, make_decoder
-from sfumato.training import Plan, Runtime, fit, load_optimizer
+from sfumato.training import Fit, Plan, Runtime, fit, load_optimizer
 
 Start = Literal["decoder", "scratch"]
 _BETAS = (0.5, 0.999)
@@ -29,8 +29,8 @@ class GANAttack(Attack):
     takes a step on every batch, the generator on every ``critic_steps``-th, as in Gulrajani et al. 2017 each on images
     drawn anew; hence so many epochs. A critic of slope 1 can move an image of d pixels from the minimum of the squared
     error by about d/(2μ) at most, which costs d/(4μ²) of MSE: with the default it makes images sharper, and hardly
-    less exact. The epoch with the best MSE on the attacker's own validation images is kept, among those of the
-    adversarial training.
+    less exact. Of each phase the epoch with the best MSE on the attacker's own validation images is kept: of the first
+    to go on from, of the adversarial training as the attack.
 
     Args:
         depth: Blocks of the generator; see the decoder attack.
@@ -50,6 +50,7 @@ class GANAttack(Attack):
         pretrain_beta2: Adam's memory for squared gradients meanwhile; see the decoder attack.
         pretrain_weight_decay: L2 penalty meanwhile.
         architecture: The generator's: ``residual``, ``unet`` or ``transformer``.
+        stop_after: End a phase after so many epochs without a better one; ``None`` goes on to its last.
     """
 
     name: ClassVar[str] = "gan"
@@ -72,6 +73,7 @@ class GANAttack(Attack):
     pretrain_beta2: float = 0.999
     pretrain_weight_decay: float = 1e-4
     architecture: Architecture = "residual"
+    stop_after: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,16 +89,19 @@ class GANAttack(Attack):
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
         self._require(self.start in get_args(Start), "start", one_of(get_args(Start), self.start))
         self._require(self.architecture in DECODERS, "architecture", one_of(DECODERS, self.architecture))
+        self._require(self.stop_after is None or self.stop_after >= 1, "stop_after", "1 or more, or none")
         least = least_width(self.architecture)
         self._require(self.width >= least, "width", f"{least} or more")
 
-    def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
+    def check(
+        self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...], threat_model: ThreatModel
+    ) -> None:
         """Decoders enlarge: the feature has to be a vector, or a map no larger than the image."""
+        super().check(image_shape, feature_shape, threat_model)
         check_decodable(feature_shape, image_shape)
 
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Train generator and critic on queries; resumes from the runtime's folder."""
-        ahead = self.pretrain_epochs if self.start == "decoder" else 0
         pairs = observe(target, knowledge)
         decoder = make_decoder(
             self.architecture,
@@ -107,7 +112,7 @@ class GANAttack(Attack):
             generator=on_cpu(generator),
         )
         recipe = Recipe(
-            max(1, ahead),
+            self.pretrain_epochs,
             self.batch_size,
             self.pretrain_lr,
             beta2=self.pretrain_beta2,
@@ -118,27 +123,32 @@ class GANAttack(Attack):
             squared_error,
             pairs,
             recipe,
-            title=f"attack: {self.name}",
+            title=f"attack: {self.name}, decoder",
             target=target,
             generator=generator,
             runtime=runtime,
         )
+        before, started = inner.error(), Fit()
+        if self.start == "decoder":
+            place = runtime if runtime.folder is None else runtime.at(runtime.folder / "decoder")
+            started = fit(inner, pairs[0].images, self._plan(self.pretrain_epochs, generator), place)
         critic = Critic(target.image_shape, width=self.critic_width, generator=on_cpu(generator))
-        job = GANJob(self, inner, critic, pretrain_epochs=ahead, generator=generator, runtime=runtime)
-        plan = Plan(ahead + self.epochs, self.batch_size, seed_from(generator), select_from=ahead)
-        before = inner.error()
-        result = fit(job, pairs[0].images, plan, runtime)
+        job = GANJob(self, inner, critic, generator=generator, runtime=runtime)
+        result = fit(job, pairs[0].images, self._plan(self.epochs, generator), runtime)
+        result.diverged |= started.diverged
         return Fitted(before, inner.error(), result).learned(decoder)
+
+    def _plan(self, epochs: int, generator: torch.Generator) -> Plan:
+        return Plan(epochs, self.batch_size, seed_from(generator), patience=self.stop_after)
 
 
 class GANJob:
-    """A generator and its critic, behind the generator's epochs by squared error alone.
+    """A generator and its critic.
 
     Args:
         attack: The recipe.
-        inner: The generator as a decoder: how it is asked, judged and, at first, trained.
+        inner: The generator as a decoder: how it is asked and judged.
         critic: Images to scores.
-        pretrain_epochs: Epochs of ``inner`` alone.
         generator: The attack's random stream, the one that ``inner`` has.
         runtime: Where it runs.
     """
@@ -149,12 +159,11 @@ class GANJob:
         inner: NetworkJob,
         critic: nn.Module,
         *,
-        pretrain_epochs: int,
         generator: torch.Generator,
         runtime: Runtime,
     ) -> None:
         self.title = f"attack: {attack.name}"
-        self._attack, self._inner, self._ahead, self._random = attack, inner, pretrain_epochs, generator
+        self._attack, self._inner, self._random = attack, inner, generator
         fabric = self._fabric = runtime.fabric
         critic = critic.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         adam = torch.optim.Adam(critic.parameters(), lr=attack.critic_lr, betas=_BETAS)
@@ -168,9 +177,7 @@ class GANJob:
         self._inner.epoch_start(epoch)
 
     def step(self, x: Tensor, y: Tensor, epoch: int, step: int) -> dict[str, Tensor]:
-        """One step by squared error at first; later one of the critic and, when its turn comes, of the generator."""
-        if epoch < self._ahead:
-            return self._inner.step(x, y, epoch, step)
+        """One step of the critic and, when its turn comes, of the generator."""
         z = self._inner.observed(x, y)
         losses = self._critic_step(x, z)
         if (step + 1) % self._attack.critic_steps == 0:
@@ -179,8 +186,6 @@ class GANJob:
 
     def epoch_end(self, epoch: int) -> dict[str, float]:
         """MSE on the attacker's own validation images; less is better."""
-        if epoch < self._ahead:
-            return self._inner.epoch_end(epoch)
         error = self._inner.error()
         return {"validation_loss": error, "score": -error}
 
@@ -193,7 +198,7 @@ class GANJob:
         self._inner.load_weights(weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next step depends on; which phase it is in follows from the epoch."""
+        """Everything the next step depends on."""
         return {
             "inner": self._inner.state_dict(),
             "optimizer": self._optimizer.state_dict(),

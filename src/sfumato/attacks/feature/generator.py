@@ -20,12 +20,18 @@ from sfumato.training import Runtime
 class GeneratorAttack(Attack):
     """Learn x from z by mean squared error with the edge turned around (Yang 2019, He 2020, Yin 2023).
 
-    Who knows the edge's architecture mirrors it layer by layer; its weights are not used. Who does not assumes one from
-    the shapes of image and feature (:func:`~sfumato.models.inverse.assumed_edge`) and mirrors that: then it needs
-    queries alone. A linear edge is not worth mirroring: what comes out is as linear, and so knows nothing of images but
-    their mean and covariance. The epoch with the best MSE on the attacker's own validation images is kept; where that
-    has not improved for ``patience`` epochs, the rate is halved. Halving seldom gets the rate low enough for the last
-    per cent where epochs are few; cosine decay, which ``patience=None`` stands for, always does.
+    Three forms of one attack, by what the attacker knows of the edge:
+
+    - Gray-box and white-box (``mirror``): it mirrors the architecture layer by layer; the weights are not used.
+    - Black-box (``guess``): it assumes an architecture from the shapes of image and feature
+      (:func:`~sfumato.models.inverse.assumed_edge`) and mirrors that. This is the query-only form: it needs no more
+      than answers to its queries.
+    - ``auto`` takes the first where it can, except for a linear edge, which is not worth mirroring: what comes out is
+      as linear, and so knows nothing of images but their mean and covariance.
+
+    The epoch with the best MSE on the attacker's own validation images is kept; where that has not improved for
+    ``patience`` epochs, the rate is halved. Halving seldom gets the rate low enough for the last per cent where epochs
+    are few; cosine decay, which ``patience=None`` stands for, always does.
 
     Args:
         structure: ``mirror`` the true edge, ``guess`` one from the shapes alone, or ``auto``: mirror where the threat
@@ -36,6 +42,7 @@ class GeneratorAttack(Attack):
         batch_size: Images a step.
         patience: Epochs without improvement before the rate is halved; ``None`` for cosine decay to a hundredth.
         beta2: Adam's memory for squared gradients; see the decoder attack.
+        stop_after: End after so many epochs without a better one; ``None`` goes on to the last.
     """
 
     name: ClassVar[str] = "generator"
@@ -49,6 +56,7 @@ class GeneratorAttack(Attack):
     batch_size: int = 64
     patience: int | None = 20
     beta2: float = 0.999
+    stop_after: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,17 +67,36 @@ class GeneratorAttack(Attack):
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
         self._require(0 <= self.beta2 < 1, "beta2", "from 0 to below 1")
         self._require(self.patience is None or self.patience >= 0, "patience", "0 or more, or none")
+        self._require(self.stop_after is None or self.stop_after >= 1, "stop_after", "1 or more, or none")
 
-    def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
+    def allowed(self, threat_model: ThreatModel) -> None:
+        """To be mirrored, an edge has to be known."""
+        super().allowed(threat_model)
+        if self.structure == "mirror" and threat_model == "black-box":
+            accepted = "guess or auto: a black-box attacker does not know the edge's structure"
+            raise InputError(f"{self.name}.structure", self.structure, accepted)
+
+    def check(
+        self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...], threat_model: ThreatModel
+    ) -> None:
         """A guess has to be able to enlarge the feature to the image; a mirror takes any feature."""
-        if self.structure == "guess":
+        super().check(image_shape, feature_shape, threat_model)
+        if self.structure == "guess" or threat_model == "black-box":
             assumed_edge(feature_shape, image_shape, width=1)
 
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Train the inverse network on queries; resumes from the runtime's folder."""
         pairs = observe(target, knowledge)
         network = self.network(target, generator=generator)
-        recipe = Recipe(self.epochs, self.batch_size, self.lr, beta1=0.5, beta2=self.beta2, patience=self.patience)
+        recipe = Recipe(
+            self.epochs,
+            self.batch_size,
+            self.lr,
+            beta1=0.5,
+            beta2=self.beta2,
+            patience=self.patience,
+            stop_after=self.stop_after,
+        )
         fitted = train_network(
             network,
             squared_error,
@@ -89,9 +116,7 @@ class GeneratorAttack(Attack):
             InputError: The edge is to be mirrored, but the target does not show its architecture; or the guess cannot
                 enlarge such a feature.
         """
-        if self.structure == "mirror" and not isinstance(target, GrayBox):
-            accepted = "guess or auto: a black-box attacker does not know the edge's structure"
-            raise InputError(f"{self.name}.structure", self.structure, accepted)
+        self.check(target.image_shape, target.feature_shape, target.threat_model)
         if self.structure != "guess" and isinstance(target, GrayBox):
             edge = target.architecture(generator=generator)
             mirror = Inverse(edge, target.image_shape, generator=on_cpu(generator))

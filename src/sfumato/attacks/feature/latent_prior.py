@@ -67,6 +67,7 @@ class LatentPriorAttack(Attack):
         tv: Of the mean squared difference of neighboring pixels.
         pull: Of the mean squared distance to the prior's picture.
         beta2: Adam's memory for squared gradients, for each network; see the decoder attack.
+        stop_after: End a network's training after so many epochs without a better one; ``None`` goes on to the last.
     """
 
     name: ClassVar[str] = "latent_prior"
@@ -89,6 +90,7 @@ class LatentPriorAttack(Attack):
     tv: float = 0.3
     pull: float = 0.3
     beta2: float = 0.999
+    stop_after: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,10 +104,16 @@ class LatentPriorAttack(Attack):
             self._require(0 <= getattr(self, name) < float("inf"), name, "0 or more")
         self._require(0 <= self.beta2 < 1, "beta2", "from 0 to below 1")
         self._require(self.batch_size >= 2, "batch_size", "2 or more")
+        self._require(self.stop_after is None or self.stop_after >= 1, "stop_after", "1 or more, or none")
 
-    def check(self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...]) -> None:
-        """The image has to bear the halvings."""
+    def check(
+        self, image_shape: tuple[int, int, int], feature_shape: tuple[int, ...], threat_model: ThreatModel
+    ) -> None:
+        """The image has to bear the halvings; without its structure, an edge has to be assumed from the shapes."""
+        super().check(image_shape, feature_shape, threat_model)
         VariationalAutoencoder(image_shape, halvings=self.halvings, width=1, generator=torch.Generator())
+        if threat_model == "black-box":
+            assumed_edge(feature_shape, image_shape, width=1)
 
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Learn prior, encoder and, where the weights are not known, an edge; resumes from the runtime's folder."""
@@ -148,7 +156,7 @@ class LatentPriorAttack(Attack):
     def _learn(self, part: str, network: nn.Module, loss: Any, pairs: tuple[Pairs, Pairs], **given: Any) -> Fitted:
         runtime: Runtime = given.pop("runtime")
         place = runtime if runtime.folder is None else runtime.at(runtime.folder / part)
-        recipe = Recipe(self.epochs, self.batch_size, self.lr, beta2=self.beta2)
+        recipe = Recipe(self.epochs, self.batch_size, self.lr, beta2=self.beta2, stop_after=self.stop_after)
         return train_network(network, loss, pairs, recipe, title=f"attack: {self.name}, {part}", runtime=place, **given)
 
     def _surrogate(self, target: BlackBox, generator: torch.Generator) -> nn.Module:
