@@ -469,8 +469,8 @@ def test_auto_stopped_between_and_inside_members_ends_in_the_same_card(
 ):
     """Every call is stopped after so many steps, wherever that is."""
     monkeypatch.setattr(base, "_BATCH", 5)
-    monkeypatch.setitem(auto._SIZES, "quick", auto._Size(steps=20, depth=0, width=4))
-    monkeypatch.setattr(auto, "RMLEAttack", partial(RMLEAttack, steps=6, stages=2))
+    monkeypatch.setitem(auto._SIZES, "quick", auto._Size(steps=20, depth=0, width=4, search=6))
+    monkeypatch.setattr(auto, "RMLEAttack", partial(RMLEAttack, stages=2))
     change = {
         "training": {"epochs": 1},
         "defenses": ["noise"],
