@@ -297,7 +297,8 @@ def test_small_tables_have_the_figures_of_the_first(data):
                 assert same[0] == same[1], row.label
     adversary = parts_of(name, "ResSFL")["adversary"]
     assert (adversary["alpha"], adversary["lr"], adversary["threshold"]) == (0.5, 0.005, 0.2)
-    assert parts_of(name, "Bottleneck+CEM")["cem"]["weight"] == 0.3
+    cem = parts_of(name, "Bottleneck+CEM")["cem"]
+    assert (cem["variant"], cem["weight"], cem["schedule"]) == ("isotropic", 0.05, "constant")
 
 
 def test_the_weights_of_figure_4_b_are_in_the_papers_proportion():
