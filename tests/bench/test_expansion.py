@@ -277,6 +277,15 @@ def test_the_pictures_are_of_the_models_of_the_table(size):
         assert one.attacks == other.attacks
 
 
+@pytest.mark.parametrize("size", ["small", "paper"])
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "tinyimagenet", "facescrub"])
+def test_rows_that_are_the_same_method_are_one_model(data, size):
+    models = trained(f"cem-table-{data}", size)
+    assert models["DistCorr+CEM"] == models["Noise_Nopeek+CEM"]
+    assert models["ResSFL+CEM"] == models["Noise_ARL+CEM"]
+    assert models["DistCorr"] != models["Noise_Nopeek"]
+
+
 def parts_of(name: str, label: str) -> dict[str, dict[str, object]]:
     (job,) = expand(read_experiment(name), "small", seeds=[0], only=[label])[:1]
     (defense,) = job.settings.resolved_defenses().values()
