@@ -313,11 +313,11 @@ def test_recipes_are_the_published_chains() -> None:
         "res_sfl": ["bottleneck", "adversary"],
         "patrol": ["deeper_edge", "bottleneck", "prune", "lipschitz", "adversary"],
         "noise_arl_cem": ["bottleneck", "noise", "adversary", "cem"],
-        "res_sfl_cem": ["bottleneck", "adversary", "noise", "cem"],
-        "patrol_cem": ["deeper_edge", "bottleneck", "prune", "lipschitz", "adversary", "noise", "cem"],
+        "res_sfl_cem": ["bottleneck", "noise", "adversary", "cem"],
+        "patrol_cem": ["deeper_edge", "bottleneck", "noise", "prune", "lipschitz", "adversary", "cem"],
         "cem": ["bottleneck", "noise", "cem"],
         "dropout_cem": ["bottleneck", "dropout", "noise", "cem"],
-        "dist_corr_cem": ["bottleneck", "distance_correlation", "noise", "cem"],
+        "dist_corr_cem": ["bottleneck", "noise", "distance_correlation", "cem"],
         "noise_nopeek_cem": ["bottleneck", "noise", "distance_correlation", "cem"],
     }
     assert build("laplace_noise").describe()[1]["kind"] == "laplace"
