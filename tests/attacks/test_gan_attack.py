@@ -279,6 +279,7 @@ def test_only_adversarial_epochs_are_kept() -> None:
     plain = DecoderAttack(depth=0, width=4, epochs=8, lr=0.02, batch_size=8)
     decoder = plain(target_of(make_split()), make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
     assert made.figures["mse_after"] > 1.1 * decoder.figures["mse_after"]
+    assert made.figures["mse_started"] == pytest.approx(decoder.figures["mse_after"], rel=1e-2)
 
 
 def test_a_generator_whose_turn_never_comes_stays_as_it_was() -> None:
@@ -290,7 +291,8 @@ def test_figures_tell_what_it_learned_from_the_very_beginning() -> None:
     made = attack()
     plain = DecoderAttack(depth=0, width=4, epochs=1, batch_size=8)
     decoder = plain(target_of(make_split()), make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
-    assert set(made.figures) == {"mse_before", "mse_after", "epoch_kept"}
+    assert set(made.figures) == {"mse_before", "mse_started", "mse_after", "epoch_kept"}
+    assert set(attack(SCRATCH).figures) == {"mse_before", "mse_after", "epoch_kept"}
     assert made.figures["mse_before"] == decoder.figures["mse_before"]
 
 

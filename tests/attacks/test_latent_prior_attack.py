@@ -148,14 +148,14 @@ def test_only_a_white_box_uses_the_weights() -> None:
         # On its own images first; then on the victims, where that deserves any trust.
         searches = 2 if made.figures["trust"] > 0 else 1
         assert names == [*["prior", "encoder", "edge"][:parts], *["search"] * searches]
-        assert ("edge_mse" in made.figures) == (parts == 3)
+        assert ("edge_mse_after" in made.figures) == (parts == 3)
         # Each part that needs queries: before, after each epoch, at the end; the features' scale and the doubt once.
         assert made.queries == (parts - 1) * (9 * 4 + 2 * 24) + 24 + 9
 
 
 def test_an_edge_without_weights_needs_no_teaching() -> None:
     made = attack(threat_model="gray-box", model=identity_split())
-    assert "edge_mse" not in made.figures
+    assert "edge_mse_after" not in made.figures
     assert torch.isfinite(made.quality["test"].mse).all()
 
 

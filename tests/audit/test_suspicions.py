@@ -73,6 +73,18 @@ def test_a_random_channel_that_was_averaged():
             "attack-did-not-train",
             {"attacks": {"rmle": replace(made(), figures={"objective_before": 3.0, "objective_after": 2.9})}},
         ),
+        (
+            "attack-did-not-train",
+            {"attacks": {"prior": replace(made(), figures={"edge_mse_before": 0.2, "edge_mse_after": 0.19})}},
+        ),
+        (
+            "attack-did-not-train",
+            {"attacks": {"prior": replace(made(), figures={"prior_loss_before": 0.2, "prior_loss_after": 0.19})}},
+        ),
+        (
+            "attack-did-not-train",
+            {"attacks": {"gan": replace(made(), figures={"mse_started": 0.01, "mse_after": 0.012})}},
+        ),
         ("gradient-vanishes", {"gradient": 1e-9}),
         ("quantized", {"levels": 256}),
         ("not-averaged", {"random_channel": True}),

@@ -24,6 +24,13 @@ _WORSE = 1.1
 """A tenth more error, whichever is measured."""
 _BEHIND = 0.2
 _AVERAGED = 0.8
+_LEARNED = {
+    "mse": "MSE",
+    "objective": "objective",
+    "prior_loss": "loss of its prior",
+    "edge_mse": "MSE of the edge that it taught",
+}
+"""What attacks say before and after they learned or searched, in words."""
 _BUDGET = ("observations", "images", "queries")
 
 
@@ -169,7 +176,7 @@ def _of_attack(name: str, attack: Reconstruction, mean_image_mse: float) -> Iter
             "attack-diverged",
             f"A loss of the attack {name}, or a picture that it made, became infinite or NaN; its figures say nothing.",
         )
-    for figure, title in (("mse", "MSE"), ("objective", "objective")):
+    for figure, title in _LEARNED.items():
         before, after = (attack.figures.get(f"{figure}_{when}") for when in ("before", "after"))
         if before is not None and after is not None and after > _NO_PROGRESS * before:
             yield (
@@ -177,6 +184,13 @@ def _of_attack(name: str, attack: Reconstruction, mean_image_mse: float) -> Iter
                 f"The attack {name} hardly improved on its start ({title} {before:.4g} to {after:.4g}): it may be the "
                 "attack that failed and not the defense that held.",
             )
+    started, ended = (attack.figures.get(f"mse_{when}") for when in ("started", "after"))
+    if started is not None and ended is not None and ended > _WORSE * started:
+        yield (
+            "attack-did-not-train",
+            f"The attack {name} did worse at its end than the decoder that it went on from (MSE {started:.4g} to "
+            f"{ended:.4g}): it may be the attack that failed and not the defense that held.",
+        )
     made = attack.images["test"]
     if len(made) > 1 and float(made.std(0).mean()) < _CONSTANT:
         yield "constant-output", f"The attack {name} answers every feature with the same picture."

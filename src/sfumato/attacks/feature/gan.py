@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -136,7 +136,11 @@ class GANAttack(Attack):
         job = GANJob(self, inner, critic, generator=generator, runtime=runtime)
         result = fit(job, pairs[0].images, self._plan(self.epochs, generator), runtime)
         result.diverged |= started.diverged
-        return Fitted(before, inner.error(), result).learned(decoder)
+        learned = Fitted(before, inner.error(), result).learned(decoder)
+        if not started.history:
+            return learned
+        reached = started.history[started.epoch_kept]["validation_loss"]
+        return replace(learned, figures={**learned.figures, "mse_started": reached})
 
     def _plan(self, epochs: int, generator: torch.Generator) -> Plan:
         return Plan(epochs, self.batch_size, seed_from(generator), patience=self.stop_after)

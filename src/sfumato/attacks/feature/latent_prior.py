@@ -147,10 +147,9 @@ class LatentPriorAttack(Attack):
         search = _Search(self, generate, _frozen(encoder), send, (scale, doubt), generator, runtime, pieces)
         tried = x[:_TRIED], z[:_TRIED]
         search.trust = pieces("rehearsal", partial(search.deserved, *tried), *tried)
-        figures = {"mse_before": learned[1].before, "mse_after": learned[1].after, "prior_loss": learned[0].after}
-        figures["trust"] = search.trust
-        if len(learned) > 2:
-            figures["edge_mse"] = learned[2].after
+        figures = {"trust": search.trust}
+        for name, fitted in zip(("prior_loss", "mse", "edge_mse"), learned):
+            figures |= {f"{name}_before": fitted.before, f"{name}_after": fitted.after}
         return Learned(search, figures, any(fitted.result.diverged for fitted in learned))
 
     def _learn(self, part: str, network: nn.Module, loss: Any, pairs: tuple[Pairs, Pairs], **given: Any) -> Fitted:
