@@ -146,6 +146,33 @@ def test_covariances_of_a_refresh_against_twin(form: Covariance, k: int, m: int,
 
 
 @pytest.mark.parametrize("form", ["isotropic", "diagonal", "full"])
+def test_layout_of_the_state_does_not_matter(form: Covariance) -> None:
+    """A network that is laid out for channels last takes the mixture's buffers of four dimensions with it."""
+    z, y = sample(60, 2, 3)
+    plain, laid_out = (started(ClassMixture(2, 3, 3, form), torch.randn(2, 3, 3, generator=seeded(1))) for _ in "ab")
+    laid_out.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for mixture in (plain, laid_out):
+        mixture.refresh(Stream(z, y), generator=seeded())
+    assert plain.covariances.abs().sum() > 0
+    torch.testing.assert_close(laid_out.covariances, plain.covariances)
+
+
+@pytest.mark.parametrize("form", ["isotropic", "diagonal", "full"])
+def test_one_class_may_hold_nearly_all_features(form: Covariance) -> None:
+    z, _ = sample(400, 1, 3)
+    y = torch.where(torch.arange(400) < 380, 7, torch.arange(400) % 30)
+    means = torch.randn(30, 2, 3, generator=seeded(1))
+    whole, in_parts = (started(ClassMixture(30, 2, 3, form), means) for _ in "ab")
+    whole.refresh(Stream(z, y, batch=400), generator=seeded())
+    in_parts.refresh(Stream(z, y, batch=9), generator=seeded())
+    expected, _, weights, counts = slow_lloyd(means, z, y)
+    torch.testing.assert_close(whole.means.double(), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(whole.weights.double(), weights, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(whole.covariances, in_parts.covariances, atol=1e-5, rtol=1e-4)
+    assert torch.equal(whole.counts, counts)
+
+
+@pytest.mark.parametrize("form", ["isotropic", "diagonal", "full"])
 def test_rate_of_the_forms_agrees_where_they_say_the_same(form: Covariance) -> None:
     """Independent dimensions of one variance: all forms give about the mutual information of the channel."""
     z, y = torch.randn(6000, 3, generator=seeded()), torch.arange(6000) % 2

@@ -63,6 +63,20 @@ def test_gradient_of_the_rate_is_right(form: str) -> None:
     )
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_of_the_rate_are_those_of_the_definition(form: str) -> None:
+    """In covariances and weights, against autograd through determinants of whole matrices."""
+    noise, d = 0.2, 4
+    given = (weights_of(), covariances_of(form))
+    found, expected = ([t.clone().requires_grad_() for t in given] for _ in range(2))
+    mixture_rate(found[0], found[1], noise, dim=d).backward()
+    sent = as_matrices(expected[1], d) / noise + torch.eye(d, dtype=torch.float64)
+    (expected[0] * (0.5 * torch.logdet(sent) - expected[0].log())).sum().backward()
+    for ours, dense in zip(found, expected):
+        assert ours.grad is not None
+        torch.testing.assert_close(ours.grad, dense.grad, rtol=1e-5, atol=0.0)
+
+
 def test_one_component_gives_the_mutual_information_of_the_gaussian_channel() -> None:
     variance, noise, d = 0.7, 0.2, 5
     rate = mixture_rate(torch.ones(1), torch.tensor([variance]), noise, dim=d)

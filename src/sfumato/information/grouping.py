@@ -67,11 +67,14 @@ def group_products(rows: Tensor, matrices: Tensor, index: Tensor) -> Tensor:
     Returns:
         (N, E).
     """
-    if rows.device.type != "cpu" or len(rows) == 0:
-        # The size of the largest group would have to be waited for; gathering the matrices costs memory only.
-        return torch.bmm(rows.unsqueeze(1), matrices[index]).squeeze(1)
-    padded, place = _padded(rows, index, len(matrices))
-    return torch.bmm(padded, matrices).flatten(0, 1).index_select(0, place)
+    groups, _, columns = matrices.shape
+    # Where the size of the largest group would have to be waited for, gathering the matrices costs memory only; and it
+    # takes less where nearly all rows are of one group.
+    if rows.device.type == "cpu" and groups * int(group_sizes(index, groups).max()) <= len(rows) * columns:
+        padded, place = _padded(rows, index, groups)
+        # This way round a few columns are multiplied twice as fast.
+        return torch.bmm(matrices.mT, padded.mT).mT.flatten(0, 1).index_select(0, place)
+    return torch.bmm(rows.unsqueeze(1), matrices[index]).squeeze(1)
 
 
 def _padded(rows: Tensor, index: Tensor, groups: int) -> tuple[Tensor, Tensor]:

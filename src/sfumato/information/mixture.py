@@ -16,6 +16,7 @@ from sfumato.information.rate import mixture_rate
 
 Covariance = Literal["isotropic", "diagonal", "full"]
 _SAMPLES_PER_COMPONENT = 20
+_CHUNK = 2048
 
 
 class ClassMixture(nn.Module):
@@ -134,22 +135,29 @@ class ClassMixture(nn.Module):
         """
         if not bool(self.ready):
             self._start(list(_first_of_each_class(self._checked(features()), *self.means.shape[:2])), generator)
-        self._lloyd(self._checked(features()))
+        self._lloyd(self._checked(features(), _CHUNK))
         self.ready.fill_(True)
 
-    def _checked(self, features: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _checked(
+        self, features: Iterable[tuple[Tensor, Tensor]], least: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The features in batches of ``least`` or more: a small one costs hardly less than one of a thousand."""
         seen = False
-        for z, y in features:
-            require_rows(z, y, self.means.shape[2], self.means.dtype)
+        for z, y in _in_chunks(self._in_shape(features), least):
             require_indices("y", y, len(self.means), "class")
             seen = seen or len(z) > 0
             yield z, y
         if not seen:
             raise InputError("features", "no feature in a pass", "a callable that gives all features each time")
 
+    def _in_shape(self, features: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for z, y in features:
+            require_rows(z, y, self.means.shape[2], self.means.dtype)
+            yield z, y
+
     def _start(self, batches: list[tuple[Tensor, Tensor]], generator: torch.Generator) -> None:
         """k-means++ on the sample, for all classes at once: next center with probability ∝ squared distance."""
-        z, y = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
+        z, y = _joined(batches)
         _require_sums(z)
         k, m, _ = self.means.shape
         member = torch.nn.functional.one_hot(y, k).T.to(z.dtype)  # (K, N)
@@ -290,6 +298,25 @@ def _first_of_each_class(
             yield z[kept.to(z.device)], y[kept.to(y.device)]
         if not room.any():
             return
+
+
+def _in_chunks(features: Iterable[tuple[Tensor, Tensor]], least: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same features in batches of at least so many, but for the last."""
+    held: list[tuple[Tensor, Tensor]] = []
+    for batch in features:
+        held.append(batch)
+        if sum(len(y) for _, y in held) >= least:
+            joined, held = _joined(held), []
+            yield joined
+            del joined
+    if held:
+        yield _joined(held)
+
+
+def _joined(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if len(batches) == 1:
+        return batches[0]
+    return torch.cat([z for z, _ in batches]), torch.cat([y for _, y in batches])
 
 
 def _keep_farthest(farthest: Tensor, strays: Tensor, distance: Tensor, z: Tensor, y: Tensor) -> None:
