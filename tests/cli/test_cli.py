@@ -385,7 +385,8 @@ BAD = {
     "no run": (["attack", "."], "run.json"),
     "attack reads no training": (["attack", ".", "--training.epochs", "3"], "attack reads attacks and evaluation"),
     "attack has no seed": (["attack", ".", "--seed=3"], "--seed. Of the settings, attack reads attacks and eval"),
-    "checkpoint seconds": (["audit", "--checkpoint-seconds", "-4"], "0 or more seconds"),
+    "checkpoint seconds": (["audit", "--checkpoint-seconds", "-4"], '"-4.0" for --checkpoint-seconds. Must be >= 0'),
+    "no number of seconds": (["attack", ".", "--checkpoint-seconds=nan"], '"nan" for --checkpoint-seconds. Must be'),
     "image too small to judge": (["audit", "--data.image_size", "8", "--model.backbone", "resnet20"], "window of SSIM"),
     "list what": (["list", "cats"], "Choose from"),
 }
@@ -461,6 +462,44 @@ def test_everything_wrong_in_flags_is_told_at_once(tmp_path, monkeypatch, capsys
         assert len([line for line in lines if words in line]) == 1, words
     assert len(lines) == len(told)
     assert all(line.startswith("sfumato: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("report --bogus", ["Unknown option: --bogus", "CARD requires an argument"]),
+        ("report nothing.json --bogus --fail_iff x", ["--bogus", "Did you mean --fail_if?"]),
+        ("attack . --bogus --checkpoint-seconds abc", ["--bogus", "--checkpoint-seconds: unable"]),
+        ("attack . --attacks decodr --bogus 3", ["--bogus", "attacks[0].attack: got 'decodr'"]),
+        ("attack . .. --checkpoint-seconds=-1 --attacks {bad", ['"-1.0" for --checkpoint-seconds', "got '{bad'"]),
+        ("attack . --attacks decodr --evaluation.victims 0", ["evaluation.victims: got '0'", "did you mean decoder?"]),
+        ("bench --size foo --bogus", ["--bogus", '"foo" for --size']),
+        ("bench --bogus --size foo", ["--bogus", '"foo" for --size']),
+        ("bench --seeds 1 x 2 --bogus", ["--bogus", "--seeds: unable"]),
+        ("calibrate --side x --bogus", ["--bogus", "--side: unable"]),
+        ("calibrate --sigma x --side=y --seed 1", ["--sigma: unable", "--side: unable"]),
+        ("list cats --bogus", ["--bogus", '"cats" for KIND']),
+        ("audit --bogus 1 --checkpoint-seconds abc", ["--bogus", "--checkpoint-seconds: unable"]),
+        ("audit --checkpoint-seconds abc --seed -2", ["--checkpoint-seconds: unable", "seed: got '-2'"]),
+        ("audit --checkpoint-seconds -1 --seed -2", ['"-1.0" for --checkpoint-seconds', "seed: got '-2'"]),
+        ("train --preset nope --seed -2", ["preset: got 'nope'", "seed: got '-2'"]),
+        ("train --config nowhere.yaml --preset nope", ["preset: got 'nope'", "config: got 'nowhere.yaml'"]),
+        ("audit a b --seed -2", ["['a', 'b']", "seed: got '-2'"]),
+        (
+            "audit --defenses none {bad --attacks {worse --training.augment none --training.lr fast",
+            ["defenses: got '{bad'", "attacks: got '{worse'", "training.lr: got 'fast'"],
+        ),
+        ("audit --bogus --seed", ["--bogus", "--seed requires an argument"]),
+    ],
+)
+def test_everything_wrong_on_a_command_line_is_told_at_once(words, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(words.split()) == 2
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert all(text in line for text, line in zip(expected, lines, strict=True)), err
+    assert all(line.startswith("sfumato: ") for line in lines)
+    assert not out
 
 
 def test_a_choice_that_is_a_number_is_read_as_one(capsys):
