@@ -197,7 +197,7 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
 def _known(path: Path) -> Card | None:
     """A card made before; one that is damaged or was altered is made anew."""
     checksum = path.with_name(CHECKSUM)
-    if not path.is_file() or not checksum.is_file() or checksum.read_text().strip() != file_digest(path):
+    if not path.is_file() or not checksum.is_file() or checksum.read_bytes().strip() != file_digest(path).encode():
         return None
     try:
         return Card.load(path)
