@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from sfumato.audit import Card, load_settings, preset
+from sfumato.audit import Card, load_settings, preset, read_yaml
 from sfumato.audit.settings import PRESETS as AUDITS
 from sfumato.audit.settings import Settings
 from sfumato.cli import run
@@ -438,6 +438,14 @@ def test_a_mapping_that_is_no_json_is_told_by_its_field_alone(flag, beside, caps
         ("attacks:", ["attacks: got None; accepted: a name, a mapping, or a list of these"]),
         ("defenses: [none, 3, [cem]]", ["defenses[1]: got 3; accepted: a name, or a mapping", "defenses[2]"]),
         ("attacks: []", ["at least one"]),
+        (
+            "data: {train_splits: 3}\nmodel: vgg11\ntraining: 3",
+            [
+                "data.train_splits: got 3; accepted: a list",
+                "model: got 'vgg11'; accepted: a mapping of fields",
+                "training: got 3; accepted: a mapping of fields",
+            ],
+        ),
         ("- a list", ["a mapping of fields, not a list"]),
         ("a: [", ["YAML"]),
     ],
@@ -514,6 +522,10 @@ def test_a_choice_that_is_a_number_is_read_as_one(capsys):
         ({"defenses": {"recipe": "noise", "sigma": 0.5}}, {"defenses": [{"recipe": "noise", "sigma": 0.5}]}),
         ({"attacks": "decoder"}, {"attacks": ["decoder"]}),
         ({"attacks": {"attack": "decoder", "depth": 1}}, {"attacks": [{"attack": "decoder", "depth": 1}]}),
+        (
+            {"data": {"train_splits": "train", "test_splits": "valid"}},
+            {"data": {"train_splits": ["train"], "test_splits": ["valid"]}},
+        ),
     ],
 )
 def test_one_entry_is_a_list_of_one(one, several):
@@ -534,6 +546,13 @@ def test_an_empty_file_is_the_defaults_of_the_fields(tmp_path, monkeypatch, caps
     assert _settings("digits", tmp_path / "empty.yaml", {"seed": "4"}).seed == 4
 
 
+def test_an_empty_section_says_nothing(tmp_path):
+    (tmp_path / "audit.yaml").write_text("data:\nmodel:\ntraining:\nevaluation:\nseed: 3\n")
+    told = read_yaml(tmp_path / "audit.yaml")
+    assert load_settings([told]) == Settings(seed=3)
+    assert load_settings([preset("digits"), told]) == load_settings([preset("digits"), {"seed": 3}])
+
+
 def test_presets_are_valid():
     from sfumato.audit.settings import PRESETS, load_settings, preset
 
@@ -551,7 +570,7 @@ def test_a_full_disk_is_one_line(config, monkeypatch, capsys):
 
 
 def test_a_damaged_checkpoint_is_refused(config, tmp_path, capsys):
-    from sfumato.audit import load_settings, read_yaml, train_all
+    from sfumato.audit import train_all
     from sfumato.errors import Interrupted
     from sfumato.training import Runtime, make_fabric
 
