@@ -356,7 +356,7 @@ BAD = {
     "unknown defense": (["audit", "--defenses", "cme"], "did you mean cem?"),
     "unknown part": (["audit", "--defenses", '{"part": "nosie"}'], "did you mean noise?"),
     "unknown argument": (["audit", "--defenses", '{"recipe": "noise", "sgma": 1}'], "did you mean sigma?"),
-    "negative sigma": (["audit", "--defenses", '{"recipe": "noise", "sigma": -1}'], "noise.sigma: got -1.0"),
+    "negative sigma": (["audit", "--defenses", '{"recipe": "noise", "sigma": -1}'], "sfumato: defenses[0].noise.sigma: got -1.0"),
     "no JSON": (["audit", "--defenses", "{recipe: noise}"], "JSON"),
     "label twice": (["audit", "--defenses", "cem", "cem"], "a label that occurs once"),
     "chain and more": (["audit", "--defenses", '{"chain": ["noise"], "sigma": 1}'], "nothing but label beside chain"),
@@ -364,11 +364,11 @@ BAD = {
     "neither": (["audit", "--defenses", "{}"], "recipe or part"),
     "unknown attack": (["audit", "--attacks", "decodr"], "did you mean decoder?"),
     "attack argument": (["audit", "--attacks", '{"attack": "decoder", "widht": 2}'], "did you mean width?"),
-    "attack value": (["audit", "--attacks", '{"attack": "decoder", "epochs": 0}'], "decoder.epochs: got 0"),
+    "attack value": (["audit", "--attacks", '{"attack": "decoder", "epochs": 0}'], "sfumato: attacks[0].decoder.epochs: got 0"),
     "unknown backbone": (["audit", "--model.backbone", "vgg12"], "did you mean"),
     "unknown cut": (
         ["audit", "--model.cut", "conv99"],
-        "cut: got 'conv99'; accepted: did you mean conv8? one of conv1",
+        "sfumato: model.cut: got 'conv99'; accepted: did you mean conv8? one of conv1",
     ),
     "width": (["audit", "--model.width", "0"], "model.width"),
     "epochs": (["audit", "--training.epochs", "0"], "training.epochs: got '0'"),
@@ -387,7 +387,26 @@ BAD = {
     "attack has no seed": (["attack", ".", "--seed=3"], "--seed. Of the settings, attack reads attacks and eval"),
     "checkpoint seconds": (["audit", "--checkpoint-seconds", "-4"], '"-4.0" for --checkpoint-seconds. Must be >= 0'),
     "no number of seconds": (["attack", ".", "--checkpoint-seconds=nan"], '"nan" for --checkpoint-seconds. Must be'),
-    "image too small to judge": (["audit", "--data.image_size", "8", "--model.backbone", "resnet20"], "window of SSIM"),
+    "image too small to judge": (
+        ["audit", "--data.image_size", "8", "--model.backbone", "resnet20"],
+        "sfumato: data.image_size: got (8, 8); accepted: at least 11×11, the window of SSIM",
+    ),
+    "image too small for the network": (
+        ["train", "--data.image_size", "16", "--model.backbone", "vgg16"],
+        "sfumato: data.image_size: got (16, 16); accepted: at least 32×32 for vgg16",
+    ),
+    "attacker with one image": (
+        ["audit", "--evaluation.knowledge", "auxiliary", "--data.auxiliary", "0.0006"],
+        "sfumato: data.auxiliary: got 0.0006; accepted: a share of two images or more",
+    ),
+    "nothing left to train on": (
+        ["train", "--data.validation", "0.6", "--data.test", "0.6"],
+        "sfumato: data.validation + data.auxiliary + data.test: got 1.2; accepted: less than 1",
+    ),
+    "second of two defenses": (
+        ["audit", "--defenses", "noise", '{"recipe": "noise_arl", "sigma": -1}'],
+        "sfumato: defenses[1].noise.sigma: got -1.0",
+    ),
     "list what": (["list", "cats"], "Choose from"),
 }
 
