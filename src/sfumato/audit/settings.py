@@ -23,7 +23,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 _NAMED = ("defenses", "attacks")
 PRESETS: dict[str, str] = {
-    "digits": "the default: embedded digits, four defenses, two minutes on two cores",
+    "digits": "the default: embedded digits, four defenses, a few minutes on two cores",
     "cifar10-small": "CIFAR-10 for small machines: 10,000 images, VGG-11 at a quarter of its width",
     "cem-cifar10": "CIFAR-10 at the CEM paper's size (Xia et al. 2025), less a tenth for validation: days on a CPU",
 }
