@@ -165,10 +165,7 @@ def test_the_terminal_shows_table_verdict_and_page(config, capsys):
 
 def test_a_bar_shows_how_far_the_images_are_decoded(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    for label in ("a", "b"):
-        (tmp_path / "photos" / label).mkdir(parents=True)
-        for i in range(40):
-            Image.new("L", (32, 32), 3 * i).save(tmp_path / "photos" / label / f"{i}.png")
+    photos(tmp_path / "photos", each=40)
     flags = ["--data.source", "photos", "--defenses", "none", "--training.batch_size", "16"]
     assert run(["train", "--config", config, *flags]) == 0
     assert "decode photos" in capsys.readouterr().err
@@ -424,6 +421,90 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, monkeypatch, caps
     assert not list(tmp_path.iterdir()), "something was left behind"
 
 
+def photos(folder: Path, each: int = 4) -> Path:
+    """A folder of gray images of two classes, each of another shade."""
+    for label in ("cat", "dog"):
+        (folder / label).mkdir(parents=True)
+        for i in range(each):
+            Image.new("L", (32, 32), 3 * i).save(folder / label / f"{i}.png")
+    return folder
+
+
+def truncated(folder: Path) -> list[str]:
+    image = photos(folder / "photos") / "cat" / "1.png"
+    image.write_bytes(image.read_bytes()[:50])
+    return ["audit", "--data.source", str(folder / "photos")]
+
+
+def empty_class(folder: Path) -> list[str]:
+    (photos(folder / "photos") / "owl").mkdir()
+    return ["audit", "--data.source", str(folder / "photos")]
+
+
+def empty_class_of_a_copy(folder: Path) -> list[str]:
+    (photos(folder / "photos") / "owl").mkdir()
+    return ["train", "--data.source", "facescrub", "--data.path", str(folder / "photos")]
+
+
+def label_out_of_range(folder: Path) -> list[str]:
+    names = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
+    table = pyarrow.table({"image": [b""] * 2, "label": [1, 5]})
+    file = folder / "odd.parquet"
+    pyarrow.parquet.write_table(table.replace_schema_metadata({b"huggingface": json.dumps(names).encode()}), file)
+    return ["train", "--data.source", str(file)]
+
+
+def newer_card(folder: Path) -> list[str]:
+    (folder / "card.json").write_text('{"schema_version": 99}')
+    return ["report", str(folder)]
+
+
+def damaged_run(folder: Path) -> list[str]:
+    (folder / "run.json").write_text('{"label": "none"')
+    return ["attack", str(folder)]
+
+
+BAD_FILES = [
+    (truncated, "sfumato: image: got 'photos/cat/1.png'; accepted: a whole image that Pillow can read"),
+    (empty_class, "sfumato: data.source: got 'photos/owl'; accepted: at least one image in each class folder"),
+    (empty_class_of_a_copy, "sfumato: data.path: got 'facescrub/owl'; accepted: at least one image in each class"),
+    (label_out_of_range, "sfumato: data.label_column: got '5 in odd.parquet row 1'; accepted: 0 to 1 (there are 2"),
+    (newer_card, "schema_version: got 99; accepted: up to 1; a newer sfumato wrote this card"),
+    (damaged_run, "remove the folder to train again"),
+]
+
+
+@pytest.mark.parametrize(("make", "expected"), BAD_FILES, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_bad_file_is_one_line_and_exit_code_2(make, expected, tmp_path, monkeypatch, capsys):
+    for name in ("files", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
+    assert run(make(tmp_path / "files")) == 2
+    out, err = capsys.readouterr()
+    assert expected in err
+    assert err.startswith("sfumato: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err + out
+    assert not list((tmp_path / "here").iterdir()), "something was left behind"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_damaged_cache_is_never_used(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
+    source = str(photos(tmp_path / "photos", each=40))
+    call = ["train", "--config", config, "--data.source", source, "--defenses", "none", "--json"]
+    assert run([*call, "--training.batch_size", "16"]) == 0
+    told = capsys.readouterr().out
+    (file,) = (tmp_path / "cache").rglob("*.safetensors")
+    good = file.read_bytes()
+    file.unlink()  # its pages are still mapped
+    file.write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
+    assert run([*call, "--training.batch_size", "16"]) == 0
+    assert capsys.readouterr().out == told, "the run of the same pixels"
+    assert file.read_bytes() == good
+
+
 @pytest.mark.parametrize("beside", [[], ["none"]])
 @pytest.mark.parametrize("flag", ["defenses", "attacks"])
 def test_a_mapping_that_is_no_json_is_told_by_its_field_alone(flag, beside, capsys):
@@ -637,7 +718,7 @@ def test_ctrl_c_leaves_a_resumable_run_and_says_how_to_resume(config, tmp_path, 
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "To go on: sfumato train --config" in err
+    assert f"To go on: {sys.executable} -m sfumato train --config" in err
     assert "Traceback" not in err
     assert list((tmp_path / "runs").rglob("checkpoint.safetensors"))
     assert not list((tmp_path / "runs").rglob("*.partial"))
@@ -701,6 +782,25 @@ def test_a_second_ctrl_c_stops_at_once_and_says_what_is_kept(monkeypatch, capsys
     monkeypatch.setattr("sfumato.cli.commands.CATALOGUE", {"data": stopped})
     assert run(["list"]) == 130
     assert capsys.readouterr().err == "sfumato: stopped at once; to go on: sfumato list\n"
+
+
+def test_the_hint_calls_the_program_as_it_was_called(tmp_path, monkeypatch):
+    from sfumato.cli.interrupt import program
+
+    script = tmp_path / ".venv" / "bin" / "sfumato"
+    script.parent.mkdir(parents=True)
+    script.write_text("")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [".venv/bin/sfumato", "audit"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program() == [".venv/bin/sfumato"]
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert program() == ["sfumato"]
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "sfumato" / "__main__.py")])
+    assert program() == [sys.executable, "-m", "sfumato"]
+    monkeypatch.setattr(sys, "argv", ["a notebook"])
+    assert program() == ["sfumato"]
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from sfumato.cli.calibrate import calibrate_command
 from sfumato.cli.catalogue import CATALOGUE, as_blocks
 from sfumato.cli.flags import DEFAULT_PRESET, nested, takes_sections, takes_settings, unknown_flags, without
 from sfumato.cli.gate import Gate
-from sfumato.cli.interrupt import stop_on_interrupt
+from sfumato.cli.interrupt import program, stop_on_interrupt
 from sfumato.errors import InputError, Interrupted, SfumatoError, raise_all, together
 from sfumato.progress import Bar
 from sfumato.report import conclude, entries, judge_all, rich_table, rows, write_page
@@ -178,11 +178,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except Interrupted as stop:
-        again = shlex.join(["sfumato", *arguments])
+        again = shlex.join([*program(), *arguments])
         complaint.print(f"sfumato: {stop}; nothing is lost. To go on: {again}")
         return 130
     except KeyboardInterrupt as stop:
-        again = shlex.join(["sfumato", *arguments])
+        again = shlex.join([*program(), *arguments])
         complaint.print("; ".join(["sfumato: stopped at once", *map(str, stop.args), f"to go on: {again}"]))
         return 130
     except (SfumatoError, CycloptsError) as error:
