@@ -1,4 +1,4 @@
-"""What the documentation shows is true: its Python runs, its commands are understood, everything registered is named."""
+"""What the documentation shows is true: its Python runs, its commands are valid, and it names everything registered."""
 
 from __future__ import annotations
 

@@ -292,7 +292,9 @@ def test_atomic_path_keeps_the_old_file_on_any_error(tmp_path: Path, error: type
 
 
 def test_what_a_killed_process_left_of_the_same_file_is_removed(tmp_path: Path) -> None:
-    old, of_another, fresh = (tmp_path / f".{name}.partial" for name in ("file[1].txt.abc", "file1.txt.abc", "file[1].txt.x"))
+    old, of_another, fresh = (
+        tmp_path / f".{name}.partial" for name in ("file[1].txt.abc", "file1.txt.abc", "file[1].txt.x")
+    )
     for path in (old, of_another, fresh):
         path.write_text("half")
     for path in (old, of_another):

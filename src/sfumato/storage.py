@@ -35,8 +35,8 @@ _TENSOR, _TUPLE, _DICT = "__tensor__", "__tuple__", "__dict__"
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that replaces it when the block ends without an error.
 
-    A reader sees the old file or the new one, never a half. The temporary file is removed on any error; that of a process
-    which was killed, by a later one that writes the same file.
+    A reader sees the old file or the new one, never a half. The temporary file is removed on any error; that of a
+    process which was killed, by a later one that writes the same file.
 
     Raises:
         StorageError: The disk is full, read-only or not permitted.

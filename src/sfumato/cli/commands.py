@@ -204,7 +204,7 @@ def _everything_wrong(arguments: list[str], first: CycloptsError) -> list[str]:
 
 
 def _bad_values(command: str, words: list[str], unknown: Collection[str]) -> Iterator[str]:
-    """What the parser and the settings say. The parser stops at each bad value: it is taken out, and all asked again."""
+    """What parser and settings say. The parser stops at each bad value: it is taken out, and both are asked again."""
     fewer = words
     try:
         _, bound, _, _ = app.parse_known_args([command, *words])
