@@ -121,6 +121,24 @@ def test_pydantic_errors_keep_ours_whole() -> None:
     assert found("other") == [("canvas", "x", number), ("title", "other", "be a title")]
 
 
+def test_types_are_told_in_the_words_of_yaml() -> None:
+    class Frame(BaseModel):
+        width: int = 1
+
+    class Picture(BaseModel):
+        sizes: tuple[int, ...]
+        names: dict[str, int]
+        frame: Frame
+
+    with pytest.raises(ValidationError) as caught:
+        Picture.model_validate({"sizes": 3, "names": "x", "frame": "oak"})
+    assert [str(error) for error in from_pydantic(caught.value)] == [
+        "sizes: got 3; accepted: a list",
+        "names: got 'x'; accepted: a mapping",
+        "frame: got 'oak'; accepted: a mapping of fields",
+    ]
+
+
 def test_signature() -> None:
     assert signature_of(paint) == {
         "color": ("str", None),

@@ -1,4 +1,4 @@
-"""What the documentation shows is true: its Python runs, its commands parse, and it names everything registered."""
+"""What the documentation shows is true: its Python runs, its commands are valid, and it names everything registered."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from pydantic import BaseModel
 from sfumato import attacks, data, defenses, models
 from sfumato.arguments import signature_of
 from sfumato.audit import PRESETS, card, load_settings, preset
-from sfumato.bench import check_experiment, parse_experiment
-from sfumato.cli import app
+from sfumato.bench import check_experiment, expand, parse_experiment, read_experiment
+from sfumato.cli import app, run
+from sfumato.cli.commands import _settings
+from sfumato.cli.flags import nested
 from sfumato.defenses.recipes import PAIRED
+from sfumato.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -115,15 +118,57 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
             exec(code, module.__dict__)
 
 
+def check_call(words):
+    """What a call of sfumato does before it computes or opens anything; its flags are text until then."""
+    _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    given = bound.arguments
+    command, told = next(iter(words), None), nested(given)
+    if command in ("audit", "train"):
+        if "config" in given:  # the user's own
+            given["config"].write_text("", encoding="utf-8")
+        _settings(given.get("preset"), given.get("config"), told)
+    elif command in ("attack", "report"):
+        load_settings([told], whole=False)
+    elif command == "bench" and "experiment" in given:
+        expand(
+            read_experiment(given["experiment"]),
+            given.get("size", "small"),
+            seeds=given.get("seeds"),
+            only=given.get("only", ()),
+        )
+    elif command == "list":
+        assert run(words) == 0
+
+
 @pytest.mark.parametrize("words", COMMANDS)
-def test_commands_parse(words):
+def test_commands_say_what_there_is(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     if words[0] == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert {word for word in words[1:] if "=" not in word} <= set(targets)
     elif words[0] == "sfumato":
-        app.parse_args(words[1:], exit_on_error=False, print_error=False)
+        check_call(words[1:])
     else:
         assert words[0] in {"pip", "python", "python3", "git", "cd", "pytest", "pre-commit", "source", "."}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "audit --preset nonsense",
+        "audit --config mine.yaml --training.augment nonsense",
+        "train --defenses nonsense",
+        "audit --fail-if nonsense",
+        "attack runs/train-0 --attacks nonsense",
+        "report cards --fail-if nonsense",
+        "bench nonsense",
+        "bench cem-figure-3 --only nonsense",
+    ],
+)
+def test_a_command_that_says_what_there_is_not_would_be_noticed(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="nonsense"):
+        check_call(call.split())
 
 
 @pytest.mark.parametrize("text", YAML)

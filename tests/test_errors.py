@@ -13,6 +13,7 @@ from sfumato.errors import (
     StorageError,
     one_of,
     raise_all,
+    renamed,
     together,
 )
 
@@ -45,6 +46,13 @@ def test_several_at_once() -> None:
     assert both.errors == (first, second)
     assert (both.field, both.value, both.accepted) == ("a", 1, "x")
     assert isinstance(both, InputError)
+
+
+def test_fields_are_called_as_where_they_were_written() -> None:
+    first, second = InputError("a", 1, "x"), InputError("b", 2, "y")
+    assert str(renamed(first, lambda own: f"place.{own}")) == "place.a: got 1; accepted: x"
+    both = renamed(InputErrors([first, second]), lambda own: {"b": "c"}.get(own, own))
+    assert str(both) == "a: got 1; accepted: x\nc: got 2; accepted: y"
 
 
 def test_pickling_keeps_everything() -> None:

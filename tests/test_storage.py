@@ -5,6 +5,7 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -288,6 +289,18 @@ def test_atomic_path_keeps_the_old_file_on_any_error(tmp_path: Path, error: type
         write_half()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_killed_process_left_of_the_same_file_is_removed(tmp_path: Path) -> None:
+    old, of_another, fresh = (
+        tmp_path / f".{name}.partial" for name in ("file[1].txt.abc", "file1.txt.abc", "file[1].txt.x")
+    )
+    for path in (old, of_another, fresh):
+        path.write_text("half")
+    for path in (old, of_another):
+        os.utime(path, (time.time() - 7200,) * 2)
+    write_text(tmp_path / "file[1].txt", "whole")
+    assert sorted(tmp_path.iterdir()) == sorted([of_another, fresh, tmp_path / "file[1].txt"])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from sfumato.errors import InputError, one_of, raise_all, together
 
 T = TypeVar("T")
+_IN_WORDS = {
+    "model_type": "a mapping of fields",
+    "model_attributes_type": "a mapping of fields",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+}
+"""What pydantic says in Python's words, by its type of error."""
 
 
 def call(function: Callable[..., T], arguments: Mapping[str, Any], *, field: str) -> T:
@@ -48,9 +55,11 @@ def from_pydantic(error: ValidationError, field: str = "") -> list[InputError]:
         if isinstance(cause, InputError):
             found.extend(together(cause))
             continue
-        text = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        value = "nothing" if detail["type"] == "missing" else detail["input"]
-        found.append(InputError(where, value, "a value" if detail["type"] == "missing" else text))
+        kind, text = detail["type"], detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        if kind == "missing":
+            found.append(InputError(where, "nothing", "a value"))
+        else:
+            found.append(InputError(where, detail["input"], _IN_WORDS.get(kind, text)))
     return found
 
 

@@ -7,7 +7,7 @@ value and what would be accepted. The command line prints that line and nothing 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 class SfumatoError(Exception):
@@ -59,6 +59,16 @@ class InputErrors(InputError):  # noqa: N818 (a plural)
 def together(error: InputError) -> tuple[InputError, ...]:
     """The single errors of one that may hold several."""
     return error.errors if isinstance(error, InputErrors) else (error,)
+
+
+def renamed(error: InputError, name: Callable[[str], str]) -> InputError:
+    """The same error, or the same errors, about fields that are called otherwise where the user wrote them.
+
+    >>> str(renamed(InputError("sigma", -1, "0 or more"), lambda own: f"noise.{own}"))
+    'noise.sigma: got -1; accepted: 0 or more'
+    """
+    errors = [InputError(name(one.field), one.value, one.accepted) for one in together(error)]
+    return errors[0] if len(errors) == 1 else InputErrors(errors)
 
 
 def raise_all(errors: Sequence[InputError]) -> None:

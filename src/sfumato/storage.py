@@ -8,10 +8,12 @@ both, so that a file that was cut short or altered is refused and never used.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +27,7 @@ from torch import Tensor
 from sfumato.errors import CorruptFileError, StorageError
 
 _FORMAT = "sfumato-state-1"
+_ABANDONED = 3600.0  # seconds: whoever is still at work on a file writes to it more often
 _TENSOR, _TUPLE, _DICT = "__tensor__", "__tuple__", "__dict__"
 
 
@@ -32,7 +35,8 @@ _TENSOR, _TUPLE, _DICT = "__tensor__", "__tuple__", "__dict__"
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that replaces it when the block ends without an error.
 
-    A reader sees the old file or the new one, never a half. The temporary file is removed on any error.
+    A reader sees the old file or the new one, never a half. The temporary file is removed on any error; that of a
+    process which was killed, by a later one that writes the same file.
 
     Raises:
         StorageError: The disk is full, read-only or not permitted.
@@ -40,6 +44,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -52,6 +57,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         finally:
             with suppress(FileNotFoundError):
                 temporary.unlink()
+
+
+def _remove_abandoned(path: Path) -> None:
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with suppress(FileNotFoundError):
+            if time.time() - old.stat().st_mtime > _ABANDONED:
+                old.unlink()
 
 
 @contextmanager

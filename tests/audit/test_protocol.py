@@ -162,10 +162,14 @@ def test_a_damaged_card_is_made_anew_and_is_the_same(tmp_path, tiny_settings, ru
     settings = load_settings([tiny_settings, {"defenses": ["none"]}])
     first = audit(settings, root=tmp_path, runtime=runtime)[0]
     path = next(tmp_path.rglob("card.json"))
-    path.write_text(path.read_text()[:-40])
-    again = audit(settings, root=tmp_path, runtime=runtime)[0]
-    assert again.fingerprint() == first.fingerprint()
-    assert Card.load(path) == again
+    for damage in (
+        lambda: path.write_text(path.read_text()[:-40]),
+        lambda: path.with_name("card.sha256").write_bytes(b"\xff" * 64 + b"\n"),  # no text at all
+    ):
+        damage()
+        again = audit(settings, root=tmp_path, runtime=runtime)[0]
+        assert again.fingerprint() == first.fingerprint()
+        assert Card.load(path) == again
 
 
 def test_a_card_that_somebody_altered_is_made_anew(tmp_path, tiny_settings, runtime):

@@ -192,7 +192,7 @@ def test_experiments_are_listed(capsys):
         (["trial.yaml", "--seeds", "-1"], "seeds"),
         (["tril.yaml"], "readable YAML file"),
         (["cem-figure-33"], "did you mean cem-figure-3"),
-        (["trial.yaml", "--checkpoint-seconds", "-1"], "0 or more seconds"),
+        (["trial.yaml", "--checkpoint-seconds", "-1"], "for --checkpoint-seconds. Must be >= 0"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(mine, capsys, flags, words):

@@ -155,6 +155,10 @@ def test_a_wrong_value_of_what_is_swept_is_named():
     short, none = errors_of(experiment)
     assert short.startswith("vary.values.small: got 1; accepted: 2 or more with cem, ")
     assert none.startswith("vary.values.small: got 0")
+    experiment = of({"defense": "noise"}, vary={"field": "noise.sigma", "values": {"small": [-0.5, 0.5]}})
+    assert errors_of(experiment) == ["vary.values.small: got -0.5; accepted: a standard deviation of 0 or more"]
+    wrong = of({"defense": {"recipe": "noise", "sigma": -1}})
+    assert errors_of(wrong) == ["rows[0].defense.noise.sigma: got -1.0; accepted: a standard deviation of 0 or more"]
 
 
 def test_a_size_in_which_cem_would_never_begin_is_named():

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from sfumato.audit import Card, load_settings, preset
+from sfumato.audit import Card, load_settings, preset, read_yaml
 from sfumato.audit.settings import PRESETS as AUDITS
 from sfumato.audit.settings import Settings
 from sfumato.cli import run
@@ -165,10 +165,7 @@ def test_the_terminal_shows_table_verdict_and_page(config, capsys):
 
 def test_a_bar_shows_how_far_the_images_are_decoded(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    for label in ("a", "b"):
-        (tmp_path / "photos" / label).mkdir(parents=True)
-        for i in range(40):
-            Image.new("L", (32, 32), 3 * i).save(tmp_path / "photos" / label / f"{i}.png")
+    photos(tmp_path / "photos", each=40)
     flags = ["--data.source", "photos", "--defenses", "none", "--training.batch_size", "16"]
     assert run(["train", "--config", config, *flags]) == 0
     assert "decode photos" in capsys.readouterr().err
@@ -356,7 +353,10 @@ BAD = {
     "unknown defense": (["audit", "--defenses", "cme"], "did you mean cem?"),
     "unknown part": (["audit", "--defenses", '{"part": "nosie"}'], "did you mean noise?"),
     "unknown argument": (["audit", "--defenses", '{"recipe": "noise", "sgma": 1}'], "did you mean sigma?"),
-    "negative sigma": (["audit", "--defenses", '{"recipe": "noise", "sigma": -1}'], "noise.sigma: got -1.0"),
+    "negative sigma": (
+        ["audit", "--defenses", '{"recipe": "noise", "sigma": -1}'],
+        "sfumato: defenses[0].noise.sigma: got -1.0",
+    ),
     "no JSON": (["audit", "--defenses", "{recipe: noise}"], "JSON"),
     "label twice": (["audit", "--defenses", "cem", "cem"], "a label that occurs once"),
     "chain and more": (["audit", "--defenses", '{"chain": ["noise"], "sigma": 1}'], "nothing but label beside chain"),
@@ -364,11 +364,14 @@ BAD = {
     "neither": (["audit", "--defenses", "{}"], "recipe or part"),
     "unknown attack": (["audit", "--attacks", "decodr"], "did you mean decoder?"),
     "attack argument": (["audit", "--attacks", '{"attack": "decoder", "widht": 2}'], "did you mean width?"),
-    "attack value": (["audit", "--attacks", '{"attack": "decoder", "epochs": 0}'], "decoder.epochs: got 0"),
+    "attack value": (
+        ["audit", "--attacks", '{"attack": "decoder", "epochs": 0}'],
+        "sfumato: attacks[0].decoder.epochs: got 0",
+    ),
     "unknown backbone": (["audit", "--model.backbone", "vgg12"], "did you mean"),
     "unknown cut": (
         ["audit", "--model.cut", "conv99"],
-        "cut: got 'conv99'; accepted: did you mean conv8? one of conv1",
+        "sfumato: model.cut: got 'conv99'; accepted: did you mean conv8? one of conv1",
     ),
     "width": (["audit", "--model.width", "0"], "model.width"),
     "epochs": (["audit", "--training.epochs", "0"], "training.epochs: got '0'"),
@@ -385,8 +388,28 @@ BAD = {
     "no run": (["attack", "."], "run.json"),
     "attack reads no training": (["attack", ".", "--training.epochs", "3"], "attack reads attacks and evaluation"),
     "attack has no seed": (["attack", ".", "--seed=3"], "--seed. Of the settings, attack reads attacks and eval"),
-    "checkpoint seconds": (["audit", "--checkpoint-seconds", "-4"], "0 or more seconds"),
-    "image too small to judge": (["audit", "--data.image_size", "8", "--model.backbone", "resnet20"], "window of SSIM"),
+    "checkpoint seconds": (["audit", "--checkpoint-seconds", "-4"], '"-4.0" for --checkpoint-seconds. Must be >= 0'),
+    "no number of seconds": (["attack", ".", "--checkpoint-seconds=nan"], '"nan" for --checkpoint-seconds. Must be'),
+    "image too small to judge": (
+        ["audit", "--data.image_size", "8", "--model.backbone", "resnet20"],
+        "sfumato: data.image_size: got (8, 8); accepted: at least 11×11, the window of SSIM",
+    ),
+    "image too small for the network": (
+        ["train", "--data.image_size", "16", "--model.backbone", "vgg16"],
+        "sfumato: data.image_size: got (16, 16); accepted: at least 32×32 for vgg16",
+    ),
+    "attacker with one image": (
+        ["audit", "--evaluation.knowledge", "auxiliary", "--data.auxiliary", "0.0006"],
+        "sfumato: data.auxiliary: got 0.0006; accepted: a share of two images or more",
+    ),
+    "nothing left to train on": (
+        ["train", "--data.validation", "0.6", "--data.test", "0.6"],
+        "sfumato: data.validation + data.auxiliary + data.test: got 1.2; accepted: less than 1",
+    ),
+    "second of two defenses": (
+        ["audit", "--defenses", "noise", '{"recipe": "noise_arl", "sigma": -1}'],
+        "sfumato: defenses[1].noise.sigma: got -1.0",
+    ),
     "list what": (["list", "cats"], "Choose from"),
 }
 
@@ -402,6 +425,91 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, monkeypatch, caps
     assert err.startswith("sfumato: ")
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+def photos(folder: Path, each: int = 4) -> Path:
+    """A folder of gray images of two classes, each of another shade."""
+    for label in ("cat", "dog"):
+        (folder / label).mkdir(parents=True)
+        for i in range(each):
+            Image.new("L", (32, 32), 3 * i).save(folder / label / f"{i}.png")
+    return folder
+
+
+def truncated(folder: Path) -> list[str]:
+    image = photos(folder / "photos") / "cat" / "1.png"
+    image.write_bytes(image.read_bytes()[:50])
+    return ["audit", "--data.source", str(folder / "photos")]
+
+
+def empty_class(folder: Path) -> list[str]:
+    (photos(folder / "photos") / "owl").mkdir()
+    return ["audit", "--data.source", str(folder / "photos")]
+
+
+def empty_class_of_a_copy(folder: Path) -> list[str]:
+    (photos(folder / "photos") / "owl").mkdir()
+    return ["train", "--data.source", "facescrub", "--data.path", str(folder / "photos")]
+
+
+def label_out_of_range(folder: Path) -> list[str]:
+    names = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
+    table = pyarrow.table({"image": [b""] * 2, "label": [1, 5]})
+    file = folder / "odd.parquet"
+    pyarrow.parquet.write_table(table.replace_schema_metadata({b"huggingface": json.dumps(names).encode()}), file)
+    return ["train", "--data.source", str(file)]
+
+
+def newer_card(folder: Path) -> list[str]:
+    (folder / "card.json").write_text('{"schema_version": 99}')
+    return ["report", str(folder)]
+
+
+def damaged_run(folder: Path) -> list[str]:
+    (folder / "run.json").write_text('{"label": "none"')
+    return ["attack", str(folder)]
+
+
+BAD_FILES = [
+    (truncated, "sfumato: image: got 'photos/cat/1.png'; accepted: a whole image that Pillow can read"),
+    (empty_class, "sfumato: data.source: got 'photos/owl'; accepted: at least one image in each class folder"),
+    (empty_class_of_a_copy, "sfumato: data.path: got 'facescrub/owl'; accepted: at least one image in each class"),
+    (label_out_of_range, "sfumato: data.label_column: got '5 in odd.parquet row 1'; accepted: 0 to 1 (there are 2"),
+    (newer_card, "schema_version: got 99; accepted: up to 1; a newer sfumato wrote this card"),
+    (damaged_run, "remove the folder to train again"),
+]
+
+
+@pytest.mark.parametrize(("make", "expected"), BAD_FILES, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_bad_file_is_one_line_and_exit_code_2(make, expected, tmp_path, monkeypatch, capsys):
+    for name in ("files", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
+    assert run(make(tmp_path / "files")) == 2
+    out, err = capsys.readouterr()
+    *bars, line = err.splitlines()  # decoding shows its progress
+    assert line.startswith("sfumato: ")
+    assert expected in line
+    assert all(bar.startswith("decode photos") for bar in bars)
+    assert "Traceback" not in err + out
+    assert not list((tmp_path / "here").iterdir()), "something was left behind"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_damaged_cache_is_never_used(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
+    source = str(photos(tmp_path / "photos", each=40))
+    call = ["train", "--config", config, "--data.source", source, "--defenses", "none", "--json"]
+    assert run([*call, "--training.batch_size", "16"]) == 0
+    told = capsys.readouterr().out
+    (file,) = (tmp_path / "cache").rglob("*.safetensors")
+    good = file.read_bytes()
+    file.unlink()  # its pages are still mapped
+    file.write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
+    assert run([*call, "--training.batch_size", "16"]) == 0
+    assert capsys.readouterr().out == told, "the run of the same pixels"
+    assert file.read_bytes() == good
 
 
 @pytest.mark.parametrize("beside", [[], ["none"]])
@@ -437,6 +545,14 @@ def test_a_mapping_that_is_no_json_is_told_by_its_field_alone(flag, beside, caps
         ("attacks:", ["attacks: got None; accepted: a name, a mapping, or a list of these"]),
         ("defenses: [none, 3, [cem]]", ["defenses[1]: got 3; accepted: a name, or a mapping", "defenses[2]"]),
         ("attacks: []", ["at least one"]),
+        (
+            "data: {train_splits: 3}\nmodel: vgg11\ntraining: 3",
+            [
+                "data.train_splits: got 3; accepted: a list",
+                "model: got 'vgg11'; accepted: a mapping of fields",
+                "training: got 3; accepted: a mapping of fields",
+            ],
+        ),
         ("- a list", ["a mapping of fields, not a list"]),
         ("a: [", ["YAML"]),
     ],
@@ -463,6 +579,44 @@ def test_everything_wrong_in_flags_is_told_at_once(tmp_path, monkeypatch, capsys
     assert all(line.startswith("sfumato: ") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("report --bogus", ["Unknown option: --bogus", "CARD requires an argument"]),
+        ("report nothing.json --bogus --fail_iff x", ["--bogus", "Did you mean --fail_if?"]),
+        ("attack . --bogus --checkpoint-seconds abc", ["--bogus", "--checkpoint-seconds: unable"]),
+        ("attack . --attacks decodr --bogus 3", ["--bogus", "attacks[0].attack: got 'decodr'"]),
+        ("attack . .. --checkpoint-seconds=-1 --attacks {bad", ['"-1.0" for --checkpoint-seconds', "got '{bad'"]),
+        ("attack . --attacks decodr --evaluation.victims 0", ["evaluation.victims: got '0'", "did you mean decoder?"]),
+        ("bench --size foo --bogus", ["--bogus", '"foo" for --size']),
+        ("bench --bogus --size foo", ["--bogus", '"foo" for --size']),
+        ("bench --seeds 1 x 2 --bogus", ["--bogus", "--seeds: unable"]),
+        ("calibrate --side x --bogus", ["--bogus", "--side: unable"]),
+        ("calibrate --sigma x --side=y --seed 1", ["--sigma: unable", "--side: unable"]),
+        ("list cats --bogus", ["--bogus", '"cats" for KIND']),
+        ("audit --bogus 1 --checkpoint-seconds abc", ["--bogus", "--checkpoint-seconds: unable"]),
+        ("audit --checkpoint-seconds abc --seed -2", ["--checkpoint-seconds: unable", "seed: got '-2'"]),
+        ("audit --checkpoint-seconds -1 --seed -2", ['"-1.0" for --checkpoint-seconds', "seed: got '-2'"]),
+        ("train --preset nope --seed -2", ["preset: got 'nope'", "seed: got '-2'"]),
+        ("train --config nowhere.yaml --preset nope", ["preset: got 'nope'", "config: got 'nowhere.yaml'"]),
+        ("audit a b --seed -2", ["['a', 'b']", "seed: got '-2'"]),
+        (
+            "audit --defenses none {bad --attacks {worse --training.augment none --training.lr fast",
+            ["defenses: got '{bad'", "attacks: got '{worse'", "training.lr: got 'fast'"],
+        ),
+        ("audit --bogus --seed", ["--bogus", "--seed requires an argument"]),
+    ],
+)
+def test_everything_wrong_on_a_command_line_is_told_at_once(words, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(words.split()) == 2
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert all(text in line for text, line in zip(expected, lines, strict=True)), err
+    assert all(line.startswith("sfumato: ") for line in lines)
+    assert not out
+
+
 def test_a_choice_that_is_a_number_is_read_as_one(capsys):
     assert run(["audit", "--data.channels", "3", "--data.source", "./nowhere"]) == 2
     assert capsys.readouterr().err.startswith("sfumato: data.source")
@@ -475,6 +629,10 @@ def test_a_choice_that_is_a_number_is_read_as_one(capsys):
         ({"defenses": {"recipe": "noise", "sigma": 0.5}}, {"defenses": [{"recipe": "noise", "sigma": 0.5}]}),
         ({"attacks": "decoder"}, {"attacks": ["decoder"]}),
         ({"attacks": {"attack": "decoder", "depth": 1}}, {"attacks": [{"attack": "decoder", "depth": 1}]}),
+        (
+            {"data": {"train_splits": "train", "test_splits": "valid"}},
+            {"data": {"train_splits": ["train"], "test_splits": ["valid"]}},
+        ),
     ],
 )
 def test_one_entry_is_a_list_of_one(one, several):
@@ -495,6 +653,13 @@ def test_an_empty_file_is_the_defaults_of_the_fields(tmp_path, monkeypatch, caps
     assert _settings("digits", tmp_path / "empty.yaml", {"seed": "4"}).seed == 4
 
 
+def test_an_empty_section_says_nothing(tmp_path):
+    (tmp_path / "audit.yaml").write_text("data:\nmodel:\ntraining:\nevaluation:\nseed: 3\n")
+    told = read_yaml(tmp_path / "audit.yaml")
+    assert load_settings([told]) == Settings(seed=3)
+    assert load_settings([preset("digits"), told]) == load_settings([preset("digits"), {"seed": 3}])
+
+
 def test_presets_are_valid():
     from sfumato.audit.settings import PRESETS, load_settings, preset
 
@@ -512,7 +677,7 @@ def test_a_full_disk_is_one_line(config, monkeypatch, capsys):
 
 
 def test_a_damaged_checkpoint_is_refused(config, tmp_path, capsys):
-    from sfumato.audit import load_settings, read_yaml, train_all
+    from sfumato.audit import train_all
     from sfumato.errors import Interrupted
     from sfumato.training import Runtime, make_fabric
 
@@ -560,7 +725,7 @@ def test_ctrl_c_leaves_a_resumable_run_and_says_how_to_resume(config, tmp_path, 
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "To go on: sfumato train --config" in err
+    assert f"To go on: {sys.executable} -m sfumato train --config" in err
     assert "Traceback" not in err
     assert list((tmp_path / "runs").rglob("checkpoint.safetensors"))
     assert not list((tmp_path / "runs").rglob("*.partial"))
@@ -624,6 +789,25 @@ def test_a_second_ctrl_c_stops_at_once_and_says_what_is_kept(monkeypatch, capsys
     monkeypatch.setattr("sfumato.cli.commands.CATALOGUE", {"data": stopped})
     assert run(["list"]) == 130
     assert capsys.readouterr().err == "sfumato: stopped at once; to go on: sfumato list\n"
+
+
+def test_the_hint_calls_the_program_as_it_was_called(tmp_path, monkeypatch):
+    from sfumato.cli.interrupt import program
+
+    script = tmp_path / ".venv" / "bin" / "sfumato"
+    script.parent.mkdir(parents=True)
+    script.write_text("")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [".venv/bin/sfumato", "audit"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program() == [".venv/bin/sfumato"]
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert program() == ["sfumato"]
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "sfumato" / "__main__.py")])
+    assert program() == [sys.executable, "-m", "sfumato"]
+    monkeypatch.setattr(sys, "argv", ["a notebook"])
+    assert program() == ["sfumato"]
 
 
 @pytest.mark.slow

@@ -159,6 +159,15 @@ def test_a_full_disk_leaves_nothing_behind(
     assert len(files_in(cache_dir)) == 1
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_decoded(
+    image_folder: Path, tmp_path: Path, decoded: list[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StorageError, match=r"^cannot write .*file/data: "):
+        load_source(str(image_folder), cache_dir=tmp_path / "file")
+    assert decoded == []
+
+
 def test_a_damaged_source_writes_nothing(image_folder: Path, cache_dir: Path) -> None:
     (image_folder / "eel" / "4.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"pets/eel/4.png"):

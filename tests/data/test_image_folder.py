@@ -71,8 +71,9 @@ def test_empty_class_unknown_test_class_and_damaged_image_are_named(image_folder
     with pytest.raises(InputError, match=r"pets/dog/2.png"):
         read(image_folder)
     (image_folder / "owl").mkdir()
-    with pytest.raises(InputError, match=r"pets/owl.*at least one image in each class folder"):
+    with pytest.raises(InputError, match=r"pets/owl.*at least one image in each class folder") as caught:
         read(image_folder)
+    assert caught.value.field == "source"
 
 
 def test_a_folder_without_classes_and_arguments_it_has_no_use_for(image_folder: Path, tmp_path: Path) -> None:

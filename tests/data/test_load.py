@@ -131,6 +131,17 @@ def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
         load(str(file))
 
 
+def test_what_is_wrong_with_a_presets_copy_is_wrong_with_the_path(image_folder: Path, tmp_path: Path) -> None:
+    (image_folder / "owl").mkdir()
+    (tmp_path / "copy.zip").write_bytes(b"")
+    for copy, accepted in ((image_folder, "at least one image"), (tmp_path / "copy.zip", "a .parquet file")):
+        for source, arguments, field in (("facescrub", {"path": copy}, "path"), (str(copy), {}, "source")):
+            with pytest.raises(InputError) as error:
+                load_source(source, cache=False, **arguments)
+            assert error.value.field == field
+            assert accepted in error.value.accepted
+
+
 def test_a_single_file_has_no_splits(tmp_path: Path, write_parquet: Any) -> None:
     write_parquet(tmp_path / "all.parquet", [0, 1])
     with pytest.raises(InputError, match="train_splits"):

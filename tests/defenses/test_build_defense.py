@@ -42,6 +42,8 @@ def test_what_is_read(spec: Any, expected: Any) -> None:
         ({"part": None}, r"^defense.part: got None; accepted: one of"),
         ([{"part": "noise"}, {"part": "nose"}], r"^defense\[1\].part: got 'nose'"),
         ([["noise", 5]], r"^defense\[0\]\[1\]: got 5"),
+        ({"recipe": "noise", "sigma": -1}, r"^defense.noise.sigma: got -1.0; accepted: a standard deviation of 0"),
+        (["none", [{"part": "noise", "sigma": -1}]], r"^defense\[1\]\[0\].noise.sigma: got -1.0"),
     ],
 )
 def test_what_is_refused(spec: Any, message: str) -> None:
@@ -60,7 +62,7 @@ def test_all_errors_of_a_list_at_once() -> None:
     with pytest.raises(InputErrors) as caught:
         build(spec)
     fields = [error.field for error in caught.value.errors]
-    assert fields == ["defense[0].noise.knd", "defense[0].noise.sigma", "dropout.p", "defense[3].part"]
+    assert fields == ["defense[0].noise.knd", "defense[0].noise.sigma", "defense[2].dropout.p", "defense[3].part"]
     assert str(caught.value).count("\n") == 3
 
 

@@ -27,7 +27,7 @@ from training_toys import (
 
 from sfumato.data import Augment, Batches, ImageSet, Splits, load
 from sfumato.defenses import Bottleneck, BoundDefense, Context, Defense, DistanceCorrelation, Epoch, Noise, chain
-from sfumato.errors import InputError, Interrupted
+from sfumato.errors import InputError, Interrupted, StorageError
 from sfumato.models import SplitModel, Stochastic, build, set_generator, split
 from sfumato.training import AUGMENTATIONS, Fit, Plan, Runtime, Training, augmentation, fit, make_fabric, train
 
@@ -527,6 +527,11 @@ class TestLog:
     def test_no_event_files_unless_asked(self, tmp_path: Path) -> None:
         Case(chain(), recipe(epochs=1)).run(tmp_path)
         assert {file.name for file in tmp_path.iterdir()} == {"checkpoint.safetensors", "metrics.jsonl"}
+
+    def test_tensorboard_where_the_disk_refuses(self, tmp_path: Path) -> None:
+        (tmp_path / "tensorboard").write_text("a file, and no folder")
+        with pytest.raises(StorageError, match=r"^cannot write .*tensorboard: File exists$"):
+            Case(chain(), recipe(epochs=1)).run(tmp_path, tensorboard=True)
 
     def test_missing_tensorboard_is_said_before_the_first_step(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

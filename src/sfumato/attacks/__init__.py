@@ -16,7 +16,7 @@ from sfumato.attacks.feature.latent_prior import LatentPriorAttack
 from sfumato.attacks.feature.rmle import RMLEAttack
 from sfumato.attacks.labels import labels
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, GrayBox, ThreatModel, WhiteBox, make_target
-from sfumato.errors import InputError, one_of
+from sfumato.errors import InputError, one_of, renamed
 
 ATTACKS: dict[str, type[Attack]] = {
     attack.name: attack
@@ -38,7 +38,10 @@ def build(spec: str | Mapping[str, Any], *, field: str = "attack") -> Attack | A
     kinds: dict[str, Callable[..., Attack | Auto]] = {**ATTACKS, Auto.name: Auto}
     if name not in kinds:
         raise InputError(f"{field}.attack", name, one_of(kinds, name))
-    return call(kinds[name], arguments, field=f"{field}.{name}")
+    try:
+        return call(kinds[name], arguments, field=name)
+    except InputError as error:  # the attack itself knows its name, and not where it was written
+        raise renamed(error, lambda own: f"{field}.{own}") from error
 
 
 __all__ = [

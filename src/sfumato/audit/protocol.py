@@ -103,7 +103,8 @@ def _check_fit(settings: Settings, defenses: Mapping[str, Defense], splits: Spli
     """Find out before the first hour of training, not after it, that the last defense cannot be set up."""
     shape = splits.train.image_shape
     if min(shape[1:]) < SMALLEST_IMAGE:
-        raise InputError("image size", shape[1:], f"at least {SMALLEST_IMAGE}×{SMALLEST_IMAGE}, the window of SSIM")
+        accepted = f"at least {SMALLEST_IMAGE}×{SMALLEST_IMAGE}, the window of SSIM"
+        raise InputError("data.image_size", shape[1:], accepted)
     undefended(settings, splits, torch.Generator().manual_seed(settings.seed))
     knowledge = _knowledge(settings, splits)
     attacking.check_means(settings.resolved_attacks(), settings.evaluation.threat_model, knowledge)
@@ -197,7 +198,7 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
 def _known(path: Path) -> Card | None:
     """A card made before; one that is damaged or was altered is made anew."""
     checksum = path.with_name(CHECKSUM)
-    if not path.is_file() or not checksum.is_file() or checksum.read_text().strip() != file_digest(path):
+    if not path.is_file() or not checksum.is_file() or checksum.read_bytes().strip() != file_digest(path).encode():
         return None
     try:
         return Card.load(path)
@@ -211,6 +212,9 @@ def _knowledge(settings: Settings, splits: Splits) -> Knowledge:
         return Knowledge(splits.train, splits.validation, "train")
     if splits.auxiliary is None:
         raise InputError("evaluation.knowledge", "auxiliary", "train, or set images aside with data.auxiliary")
+    if len(splits.auxiliary) < 2:
+        accepted = "a share of two images or more: one to learn from, one to select by"
+        raise InputError("data.auxiliary", settings.data.auxiliary, accepted)
     order = torch.randperm(len(splits.auxiliary), generator=torch.Generator().manual_seed(settings.seed))
     held = max(1, len(order) // 10)
     own = splits.auxiliary

@@ -18,7 +18,7 @@ from sfumato import data, models
 from sfumato.audit.settings import DataSettings, ModelSettings, Settings
 from sfumato.data import Splits
 from sfumato.defenses import BoundDefense, Defense
-from sfumato.errors import CorruptFileError, InputError, InputErrors, together
+from sfumato.errors import CorruptFileError, InputError, renamed
 from sfumato.models import SplitModel
 from sfumato.progress import Progress
 from sfumato.storage import hash_of, load_state, save_state, state_digest, write_text
@@ -60,12 +60,12 @@ def load_data(settings: DataSettings, seed: int, progress: Progress | None = Non
     try:
         return data.load(**settings.model_dump(), seed=seed, progress=progress)
     except InputError as error:
-        known = DataSettings.model_fields
-        named = [
-            InputError(f"data.{one.field}", one.value, one.accepted) if one.field in known else one
-            for one in together(error)
-        ]
-        raise (named[0] if len(named) == 1 else InputErrors(named)) from error
+        raise renamed(error, _as_settings) from error
+
+
+def _as_settings(field: str) -> str:
+    """How the settings call an argument of :func:`sfumato.data.load`, or a sum of some."""
+    return " + ".join(f"data.{name}" if name in DataSettings.model_fields else name for name in field.split(" + "))
 
 
 def prepare(settings: Settings, defense: Defense, splits: Splits) -> tuple[SplitModel, BoundDefense]:
@@ -126,18 +126,18 @@ def undefended(settings: Settings, splits: Splits, generator: torch.Generator) -
     """The untrained network that the settings name, cut in two."""
     shape, classes = splits.train.image_shape, splits.train.num_classes
     chosen: ModelSettings = settings.model
-    backbone = models.build(
-        chosen.backbone, classes, shape, width=chosen.width, dropout=chosen.dropout, generator=generator
-    )
     constants = data.normalization(settings.data.source)
     if constants is not None and len(constants[0]) != shape[0]:
         constants = None  # the preset's constants are for colour, and gray was asked for
-    cut = chosen.cut or backbone.default_cut
     try:
+        backbone = models.build(
+            chosen.backbone, classes, shape, width=chosen.width, dropout=chosen.dropout, generator=generator
+        )
+        cut = chosen.cut or backbone.default_cut
         return models.split(backbone, cut, image_shape=shape, normalization=constants)
     except InputError as error:
-        field = "model.cut" if error.field == "cut" else error.field
-        raise InputError(field, error.value, error.accepted) from error
+        written = {"cut": "model.cut", "image_shape": "data.image_size"}
+        raise renamed(error, lambda own: written.get(own, own)) from error
 
 
 def edge_digest(settings: Settings) -> str | None:

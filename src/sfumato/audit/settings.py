@@ -23,7 +23,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 _NAMED = ("defenses", "attacks")
 PRESETS: dict[str, str] = {
-    "digits": "the default: embedded digits, four defenses, two minutes on two cores",
+    "digits": "the default: embedded digits, four defenses, a few minutes on two cores",
     "cifar10-small": "CIFAR-10 for small machines: 10,000 images, VGG-11 at a quarter of its width",
     "cem-cifar10": "CIFAR-10 at the CEM paper's size (Xia et al. 2025), less a tenth for validation: days on a CPU",
 }
@@ -31,6 +31,14 @@ PRESETS: dict[str, str] = {
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def _as_list(value: object) -> object:
+    """A single name as a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 
 
 class DataSettings(_Settings):
@@ -48,9 +56,9 @@ class DataSettings(_Settings):
     """Parquet and hub: the column with the images."""
     label_column: str | None = None
     """Parquet and hub: the column with the labels."""
-    train_splits: tuple[str, ...] | None = None
+    train_splits: Names | None = None
     """Names of the source's splits that make up train."""
-    test_splits: tuple[str, ...] | None = None
+    test_splits: Names | None = None
     """Names of the splits that make up test."""
     config_name: str | None = None
     """Parquet and hub: the configuration."""
@@ -249,7 +257,8 @@ def load_settings(layers: list[Mapping[str, Any]], *, whole: bool = True) -> Set
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged = _merge(merged, layer)
+        # The name of a section with nothing under it, which YAML reads as null, says nothing.
+        merged = _merge(merged, {key: value for key, value in layer.items() if value is not None or not _section(key)})
     errors: list[InputError] = []
     try:
         settings = Settings.model_validate(merged)
@@ -335,6 +344,10 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         sections = key not in _NAMED and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value) if sections else value
     return merged
+
+
+def _section(name: str) -> bool:
+    return name in Settings.model_fields and isinstance(Settings.model_fields[name].default, BaseModel)
 
 
 def _with_suggestions(errors: list[InputError]) -> list[InputError]:

@@ -198,13 +198,16 @@ def _placed(error: InputError, experiment: Experiment, row: int, size: str) -> I
     """An error of an audit's settings, named by where it stands in the experiment's file."""
     field = error.field
     section = re.split(r"[.\[]", field)[0]
-    if field.startswith("defenses[0]"):
+    swept = experiment.vary.field if experiment.vary is not None and experiment.rows[row].varied else None
+    if field.startswith("defenses[0]") and swept is not None and "." in swept and field.endswith(f".{swept}"):
+        field = f"vary.values.{size}"
+    elif field.startswith("defenses[0]"):
         field = f"rows[{row}].defense{field.removeprefix('defenses[0]')}"
     elif section in experiment.rows[row].settings:
         field = f"rows[{row}].settings.{field}"
     elif section == "attacks":
         field = f"sizes.{size}.{field}"
-    elif experiment.vary is not None and field == experiment.vary.field:
+    elif field == swept:
         field = f"vary.values.{size}"
     elif section == "training":
         field = f"sizes.{size}.{field}"

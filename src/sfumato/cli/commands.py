@@ -10,12 +10,15 @@ import json
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
+from cyclopts.validators import Number
 from rich.console import Console
 
 import sfumato
@@ -23,10 +26,10 @@ from sfumato.audit import Card, Settings, attack_run, audit, load_settings, pres
 from sfumato.audit.gate import Condition, parse_all
 from sfumato.cli.calibrate import calibrate_command
 from sfumato.cli.catalogue import CATALOGUE, as_blocks
-from sfumato.cli.flags import DEFAULT_PRESET, nested, takes_sections, takes_settings, unknown_flag
+from sfumato.cli.flags import DEFAULT_PRESET, nested, takes_sections, takes_settings, unknown_flags, without
 from sfumato.cli.gate import Gate
-from sfumato.cli.interrupt import stop_on_interrupt
-from sfumato.errors import InputError, Interrupted, SfumatoError
+from sfumato.cli.interrupt import program, stop_on_interrupt
+from sfumato.errors import InputError, Interrupted, SfumatoError, raise_all, together
 from sfumato.progress import Bar
 from sfumato.report import conclude, entries, judge_all, rich_table, rows, write_page
 from sfumato.storage import require_writable, storage_errors
@@ -54,7 +57,7 @@ Runs = Annotated[Path, Parameter(help="Folder of all runs; what is there is not 
 Out = Annotated[Path, Parameter(help="Folder for the page and copies of the cards.")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON instead of tables.")]
 TensorBoard = Annotated[bool, Parameter(negative=(), help="Also log for TensorBoard (extra tensorboard).")]
-Seconds = Annotated[float, Parameter(help="Save a checkpoint at least this often.")]
+Seconds = Annotated[float, Parameter(help="Save a checkpoint at least this often.", validator=Number(gte=0))]
 Kind = Literal["data", "models", "defenses", "recipes", "attacks", "presets", "experiments"]
 
 _RUNS = Path("runs")
@@ -125,6 +128,7 @@ def attack_command(
     flags: dict[str, Any],
 ) -> int:
     """Attack trained runs; what is not given is as the run was told when it was trained."""
+    load_settings([flags], whole=False)  # a run that is not there should not hide what is wrong with the flags
     told = [load_settings([reopen.settings_of(folder), flags]) for folder in run]
     require_writable(out)
     cards = []
@@ -174,42 +178,50 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except Interrupted as stop:
-        again = shlex.join(["sfumato", *arguments])
+        again = shlex.join([*program(), *arguments])
         complaint.print(f"sfumato: {stop}; nothing is lost. To go on: {again}")
         return 130
     except KeyboardInterrupt as stop:
-        again = shlex.join(["sfumato", *arguments])
+        again = shlex.join([*program(), *arguments])
         complaint.print("; ".join(["sfumato: stopped at once", *map(str, stop.args), f"to go on: {again}"]))
         return 130
     except (SfumatoError, CycloptsError) as error:
-        lines = _with_bad_values(arguments) if isinstance(error, UnknownOptionError) else _lines(error)
-        for line in lines:
+        for line in _everything_wrong(arguments, error) if isinstance(error, CycloptsError) else _lines(error):
             complaint.print(f"sfumato: {line}")
         return 2
     return code if isinstance(code, int) else 0
 
 
-def _with_bad_values(arguments: list[str]) -> list[str]:
+def _everything_wrong(arguments: list[str], first: CycloptsError) -> list[str]:
     """A line for each flag that the command does not have, and for each bad value beside them."""
-    words, unknown, wrong = list(arguments), [], []
-    while True:
-        try:
-            _, bound, unused, _ = app.parse_known_args(words)
-            unknown += [word for word in unused if word.startswith("-") and not word[1:2].isdigit()]
-            given = bound.arguments
-            # What attack and report do not read of the settings is elsewhere, and so is what they measure.
-            whole = words[0] in ("audit", "train")
-            _settings(given.get("preset"), given.get("config"), nested(given), whole=whole)
-            break
-        except UnknownOptionError as error:  # a command that takes names complains about each flag among them
-            unknown.append(error.token.keyword or error.token.value)
-            words.remove(unknown[-1])
-        except SfumatoError as error:
-            wrong = _lines(error)
-            break
-    collection = app[words[0]].assemble_argument_collection()
-    known = [name.removeprefix("--") for argument in collection for name in argument.names]
-    return [*(unknown_flag(word, words[0], known) for word in unknown), *wrong]
+    if not arguments or arguments[0] not in app:
+        return _lines(first)
+    command, *words = arguments
+    known = app[command].assemble_argument_collection()
+    unknown = unknown_flags(takewhile(lambda word: word != "--", words), command, known)
+    unused = _lines(first) if isinstance(first, UnusedCliTokensError) else []
+    return [*unknown.values(), *unused, *_bad_values(command, words, unknown)] or _lines(first)
+
+
+def _bad_values(command: str, words: list[str], unknown: Collection[str]) -> Iterator[str]:
+    """What parser and settings say. The parser stops at each bad value: it is taken out, and both are asked again."""
+    fewer = words
+    try:
+        _, bound, _, _ = app.parse_known_args([command, *words])
+        given = bound.arguments
+        # What attack and report do not read of the settings is elsewhere, and so is what they measure.
+        whole = command in ("audit", "train")
+        _settings(given.get("preset"), given.get("config"), nested(given), whole=whole)
+    except SfumatoError as error:
+        yield from _lines(error)
+    except UnknownOptionError:  # a command that takes names complains about each flag among them
+        fewer = [word for word in words if word not in unknown]
+    except CycloptsError as error:
+        error.verbose = False  # its text is for a user, as where the parser ends a call itself
+        yield from _lines(error)
+        fewer = without(words, error.argument)
+    if fewer != words:
+        yield from _bad_values(command, fewer, unknown)
 
 
 def _lines(error: Exception) -> list[str]:
@@ -217,19 +229,29 @@ def _lines(error: Exception) -> list[str]:
 
 
 def _settings(name: str | None, config: Path | None, flags: dict[str, Any], *, whole: bool = True) -> Settings:
-    layers: list[dict[str, Any]] = []
+    sources: list[Callable[[], dict[str, Any]]] = []
     # A file says everything itself; the default preset is for calls that say nothing.
     if name is not None or config is None:
-        layers.append(preset(name or DEFAULT_PRESET))
+        sources.append(partial(preset, name or DEFAULT_PRESET))
     if config is not None:
-        layers.append(read_yaml(config))
-    return load_settings([*layers, flags], whole=whole)
+        sources.append(partial(read_yaml, config))
+    layers: list[dict[str, Any]] = []
+    errors: list[InputError] = []
+    for read in sources:
+        try:
+            layers.append(read())
+        except InputError as error:
+            errors.append(error)
+    try:
+        settings = load_settings([*layers, flags], whole=whole and not errors)
+    except InputError as error:
+        errors += together(error)
+    raise_all(errors)
+    return settings
 
 
 @contextmanager
 def _runtime(settings: Settings, tensorboard: bool, checkpoint_seconds: float) -> Iterator[Runtime]:
-    if not checkpoint_seconds >= 0:
-        raise InputError("checkpoint-seconds", checkpoint_seconds, "0 or more seconds")
     fabric = make_fabric(settings.device, settings.precision)
     with Bar(Console(stderr=True)) as progress, stop_on_interrupt() as should_stop, _quiet():
         yield Runtime(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from cyclopts import Parameter, Token
+from cyclopts import Argument, ArgumentCollection, CycloptsError, Parameter, Token
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from sfumato.audit.settings import Settings, preset
-from sfumato.errors import InputError, SfumatoError
+from sfumato.errors import InputError
 
 DEFAULT_PRESET = "digits"
 """Where a call without ``--config`` starts from."""
@@ -161,17 +162,32 @@ def _item(token: Token) -> Any:
         field = (token.keyword or "value").removeprefix("--")
         wrong = InputError(field, token.value, f'a name, or JSON such as {{"recipe": "noise"}} ({error})')
         # As a ValueError, cyclopts would catch it and name the flag before the field.
-        raise SfumatoError(str(wrong)) from error
+        raise CycloptsError(msg=str(wrong)) from error
 
 
-def unknown_flag(word: str, command: str, known: Collection[str]) -> str:
-    """A line about a flag that a command does not have: whose it is, or what it may have been meant to be.
+def unknown_flags(words: Iterable[str], command: str, arguments: ArgumentCollection) -> dict[str, str]:
+    """The flags among some words that a command does not have, each with a line about it.
 
     Args:
-        word: What was written, with or without ``=value``.
+        words: What was written.
         command: The command's name.
-        known: The flags that it has, without dashes.
+        arguments: What it takes.
     """
+    known = [name.removeprefix("--") for argument in arguments for name in argument.names]
+    flags = [word for word in words if re.match(r"--?[A-Za-z]", word)]
+    return {word: _about(word, command, known) for word in flags if not _matches(word, arguments)}
+
+
+def _matches(word: str, arguments: ArgumentCollection) -> bool:
+    try:
+        arguments.match(word.partition("=")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _about(word: str, command: str, known: Collection[str]) -> str:
+    """Whose flag it is that the command does not have, or what it may have been meant to be."""
     flag = word.partition("=")[0].removeprefix("--")
     line = f"Unknown option: {word.partition('=')[0]}"
     if _name(flag) in _SETTINGS:
@@ -179,6 +195,19 @@ def unknown_flag(word: str, command: str, known: Collection[str]) -> str:
         return f"{line}. Of the settings, {command} reads {' and '.join(read) or 'none'}; the rest is as the run has it"
     near = difflib.get_close_matches(flag, known, n=1)
     return f"{line}. Did you mean --{near[0]}?" if near else line
+
+
+def without(words: Sequence[str], argument: Argument | None) -> list[str]:
+    """The words of a command line but for those of one argument: its flag, with the values behind it, or its names."""
+    tokens = argument.tokens if argument is not None else []
+    flags, values = {token.keyword for token in tokens}, {token.value for token in tokens}
+    kept, inside = [], False
+    for word in words:
+        # A name has no flag before it.
+        inside = word.partition("=")[0] in flags or ((inside or None in flags) and word in values)
+        if not inside:
+            kept.append(word)
+    return kept
 
 
 def _name(flag: str) -> str:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 NOTHING_YET = "this call has trained nothing yet; what earlier ones did is kept"
 CHECKPOINT_KEPT = "the last checkpoint is kept, the same command goes on from it"
+
+
+def program() -> list[str]:
+    """How this program can be called again: the one of a checkout's environment is seldom on the path."""
+    called = Path(sys.argv[0])
+    if called.parts[-2:] == ("sfumato", "__main__.py"):
+        return [sys.executable, "-m", "sfumato"]
+    found = shutil.which("sfumato")
+    elsewhere = called.name == "sfumato" and (found is None or Path(found).resolve() != called.resolve())
+    return [sys.argv[0] if elsewhere else "sfumato"]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from sfumato.data.decode import Form
 from sfumato.data.listing import RawSplits, Source, decode
 from sfumato.errors import CorruptFileError
 from sfumato.progress import Progress
-from sfumato.storage import hash_of, load_state, save_state
+from sfumato.storage import hash_of, load_state, require_writable, save_state
 
 _log = logging.getLogger(__name__)
 _FORMAT = 1  # raise it when the same source would be decoded to other pixels
@@ -52,6 +52,7 @@ def decode_once(
         pass
     except CorruptFileError as error:
         _log.warning("%s: decoding %s again", error, source.name)
+    require_writable(path.parent)  # before the minutes of decoding, not after them
     raw = decode(source.listing(), form, source.name, top_classes, progress)
     save_state(path, _pack(raw))
     return raw

@@ -53,7 +53,7 @@ class FolderSource:
         train_roots, test_roots = self._roots()
         classes = tuple(sorted({folder.name for root in train_roots for folder in _folders(root)}))
         if not classes:
-            raise InputError("path", str(self.root), LAYOUT)
+            raise InputError("source", str(self.root), LAYOUT)
         train = self._part(train_roots, classes)
         return Listing(classes, train, self._part(test_roots, classes) if test_roots else None)
 
@@ -73,10 +73,10 @@ class FolderSource:
         for root in roots:
             for folder in _folders(root):
                 if folder.name not in label_of:
-                    raise InputError("path", self._shown(folder), f"a class that train has: {', '.join(classes)}")
+                    raise InputError("source", self._shown(folder), f"a class that train has: {', '.join(classes)}")
                 images = _images(folder)
                 if not images:
-                    raise InputError("path", self._shown(folder), "at least one image in each class folder")
+                    raise InputError("source", self._shown(folder), "at least one image in each class folder")
                 files.extend((image, label_of[folder.name]) for image in images)
 
         def encoded(keep: Keep) -> Iterator[Encoded]:

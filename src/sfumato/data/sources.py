@@ -15,7 +15,7 @@ from sfumato.data.hub import HubSource
 from sfumato.data.listing import RawSplits, Source, decode
 from sfumato.data.parquet import Columns, ParquetSource
 from sfumato.data.presets import PRESETS, Preset
-from sfumato.errors import InputError, one_of
+from sfumato.errors import InputError, one_of, renamed
 from sfumato.progress import Progress
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -74,15 +74,21 @@ def load_source(
         revision=revision,
     )
     preset = PRESETS.get(source)
-    found = resolve(source, None if path is None else Path(path), arguments)
     if preset is not None:
         image_size = preset.image_size if image_size is None else image_size
         channels = preset.channels if channels is None else channels
         top_classes = preset.top_classes if top_classes is None else top_classes
-    form = Form(_height_and_width(image_size), channels)
-    if not cache:
-        return decode(found.listing(), form, found.name, top_classes, progress)
-    return decode_once(found, form, top_classes, Path(cache_dir) if cache_dir else default_cache_dir(), progress)
+    try:
+        found = resolve(source, None if path is None else Path(path), arguments)
+        form = Form(_height_and_width(image_size), channels)
+        if not cache:
+            return decode(found.listing(), form, found.name, top_classes, progress)
+        return decode_once(found, form, top_classes, Path(cache_dir) if cache_dir else default_cache_dir(), progress)
+    except InputError as error:
+        if path is None:
+            raise
+        # What reads files knows no presets: what it calls the source was written as the path.
+        raise renamed(error, lambda own: "path" if own == "source" else own) from error
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from sfumato.defenses.noise import Noise
 from sfumato.defenses.prune import Prune
 from sfumato.defenses.recipes import RECIPES, SURROGATES, Partner, Recipe
 from sfumato.defenses.slot_attention import SlotAttention
-from sfumato.errors import InputError, one_of, raise_all, together
+from sfumato.errors import InputError, one_of, raise_all, renamed, together
 
 PARTS: dict[str, type[Defense]] = {
     part.name: part
@@ -64,7 +64,10 @@ def build(spec: Spec, *, field: str = "defense") -> Defense:
                 if not isinstance(name, str) or name not in registry:
                     raise InputError(f"{field}.{kind}", name, one_of(registry, name))
                 entry = registry[name]
-                return call(entry.build if isinstance(entry, Recipe) else entry, arguments, field=f"{field}.{name}")
+                try:
+                    return call(entry.build if isinstance(entry, Recipe) else entry, arguments, field=name)
+                except InputError as error:  # the part itself knows its name, and not where it was written
+                    raise renamed(error, lambda own: f"{field}.{own}") from error
         raise InputError(field, spec, "a mapping with the key recipe or part")
     if isinstance(spec, Sequence):
         parts: list[Defense] = []

@@ -77,7 +77,7 @@ def build(
         raise InputError("model.dropout", dropout, "a rate from 0 to below 1")
     info = BACKBONES[name]
     if min(image_shape[1:]) < info.minimum_size:
-        raise InputError("image size", image_shape[1:], f"at least {info.minimum_size}×{info.minimum_size} for {name}")
+        raise InputError("image_shape", image_shape[1:], f"at least {info.minimum_size}×{info.minimum_size} for {name}")
     with spare_global_generator():
         model = info.build(num_classes, image_shape, width)
     for layer in model.modules():

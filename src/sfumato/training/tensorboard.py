@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import InputError
+from sfumato.storage import storage_errors
 
 
 def require() -> Any:
@@ -22,8 +23,13 @@ def require() -> Any:
 
 
 def write_row(folder: Path, row: dict[str, Any]) -> None:
-    """Append one epoch's figures to the event files in ``folder``/tensorboard."""
-    with require()(str(folder / "tensorboard"), purge_step=row["epoch"]) as writer:
+    """Append one epoch's figures to the event files in ``folder``/tensorboard.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    place = folder / "tensorboard"
+    with storage_errors(place), require()(str(place), purge_step=row["epoch"]) as writer:
         for name, value in row.items():
             if name != "epoch" and value is not None:
                 writer.add_scalar(name, value, row["epoch"])
