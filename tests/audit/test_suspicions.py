@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sfumato.attacks import DecoderAttack, Reconstruction, ThreatModel, WhiteBox, make_target
+from sfumato.attacks import Auto, DecoderAttack, Reconstruction, Scene, ThreatModel, WhiteBox, make_target
 from sfumato.audit.card import Quality as CardQuality
 from sfumato.audit.suspicions import (
     Evidence,
@@ -110,6 +110,9 @@ class KnowsWeights(DecoderAttack):
         (({"queries": 50, "observations": 1}, {"queries": 60, "observations": 2}), (0.01, 0.02), True),
         (({"queries": 50, "observations": 2}, {"queries": 60, "observations": 1}), (0.01, 0.02), False),
         (({}, {"observations": 4, "width": 3}), (0.01, 0.02), False),
+        (({}, {"observations": 4, "epochs": 3}), (0.01, 0.02), False),
+        (({"images": 50, "epochs": 9}, {"images": 60, "epochs": 8, "patience": 3}), (0.01, 0.02), True),
+        (({"queries": 50, "epochs": 9}, {"queries": 50, "epochs": 8, "observations": 2}), (0.01, 0.02), True),
         (({}, {}), (0.01, 0.02), False),
     ],
 )
@@ -129,6 +132,17 @@ def test_noise_that_averages_out(averaged, raised):
     assert [suspicion.code for suspicion in found] == ["averages-out"] * raised
     more_images = {"once": DecoderAttack(images=9), "often": DecoderAttack(observations=16)}
     assert not suspicions(replace(SOUND, random_channel=True, attacks=attacks, specs=more_images))
+
+
+@pytest.mark.parametrize("queries", [None, 1_000])
+def test_noise_that_averages_out_for_members_of_auto_with_any_budget(queries):
+    """Out of a limited number of queries, who averages learns from fewer images, and for more epochs."""
+    scene = Scene("black-box", True, 5_000, (1, 16, 16), (8, 8, 8))
+    specs = {f"k={one.observations}": one for one in Auto("quick", queries=queries).members(scene)}
+    assert (specs["k=1"].epochs == specs["k=16"].epochs) == (queries is None)
+    attacks = {name: made(mse=mse, observations=k) for name, mse, k in (("k=1", 0.02, 1), ("k=16", 0.01, 16))}
+    found = suspicions(replace(SOUND, random_channel=True, attacks=attacks, specs=specs))
+    assert [suspicion.code for suspicion in found] == ["averages-out"]
 
 
 @pytest.mark.parametrize(("knowing", "raised"), [(0.5, True), (0.65, False), (0.9, False)])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sfumato.attacks import THREAT_MODELS, Attack, BlackBox, Reconstruction, WhiteBox
+from sfumato.attacks.auto import DERIVED
 from sfumato.audit.card import Quality, Suspicion
 from sfumato.models import Stochastic, expected
 from sfumato.training import Fit
@@ -107,7 +108,8 @@ def _between(attacks: Mapping[str, Reconstruction], specs: Mapping[str, Attack])
                 f"The attack {stronger} has more than {weaker} and errs more (MSE {large:.4f} against {small:.4f}): it "
                 "may not have been trained to its end.",
             )
-        if more == replace(less, observations=more.observations) and large < _AVERAGED * small:
+        same = (more.images, more.queries) == (less.images, less.queries)
+        if same and large < _AVERAGED * small:
             yield (
                 "averages-out",
                 f"What is sent is random, and the mean of {more.observations} sendings of an image gives the attack "
@@ -160,11 +162,18 @@ def _unlikeness(made: Reconstruction) -> float:
 
 
 def _has_more(more: Attack, less: Attack) -> bool:
-    """Whether two attacks are the same but for a larger budget."""
+    """Whether two attacks are the same but for a larger budget.
+
+    How many epochs one trains for follows from how many images it learns from, and is no difference where that follows
+    from the budget: where they own or may send other numbers of images, or where so many sendings of each are paid out
+    of a limited number of queries.
+    """
     if type(more) is not type(less):
         return False
     ours, theirs = more.describe(), less.describe()
-    if any(ours[name] != theirs[name] for name in ours if name not in _BUDGET):
+    shared_out = more.queries is not None or (more.images, more.queries) != (less.images, less.queries)
+    free = {*_BUDGET, *(DERIVED if shared_out else ())}
+    if any(ours[name] != theirs[name] for name in ours if name not in free):
         return False
     pairs = [tuple(math.inf if told[name] is None else told[name] for told in (ours, theirs)) for name in _BUDGET]
     return ours != theirs and all(mine >= other for mine, other in pairs)
