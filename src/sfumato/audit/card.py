@@ -118,7 +118,7 @@ class AttackInfo(_Section):
     attack: Part = Field(description="its label in this card, and its arguments")
     kind: str = Field(description="the name it is registered by, whatever its label")
     threat_model: Literal["white-box", "gray-box", "black-box"]
-    trained_on: Literal["train", "auxiliary", "nothing"]
+    trained_on: Literal["train", "auxiliary"]
     queries: Count = Field(description="images the attacker sent through the edge, repetitions included")
     images: Count | None = Field(default=None, description="images of its own that the attacker had")
     observations: Positive = Field(default=1, description="how often each victim's feature was intercepted")
