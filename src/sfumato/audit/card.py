@@ -122,7 +122,7 @@ class AttackInfo(_Section):
     queries: Count = Field(description="images the attacker sent through the edge, repetitions included")
     images: Count | None = Field(default=None, description="images of its own that the attacker had")
     observations: Positive = Field(default=1, description="how often each victim's feature was intercepted")
-    train: Quality = Field(description="on images the attack was trained on")
+    train: Quality = Field(description="on images of the set that the attacker's own were taken from")
     test: Quality = Field(description="on test images neither the model nor the attack has seen")
     test_mse: list[NonNegative] = Field(min_length=1, description="per judged test image")
     test_ssim: list[float] = Field(min_length=1, description="per judged test image")
