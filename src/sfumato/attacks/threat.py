@@ -155,6 +155,13 @@ def make_target(split: SplitModel, threat_model: ThreatModel, *, generator: torc
     return _TARGETS[threat_model](split, generator=generator)
 
 
+def wire(target: BlackBox, observations: int) -> BlackBox:
+    """What the victims' device sends of their images, so often: no query of the attacker's, whatever its budget."""
+    view = target.under(observations=observations)
+    view._limit, view._meter = None, _Meter()
+    return view
+
+
 def _frozen(split: SplitModel, generator: torch.Generator) -> SplitModel:
     model = _copied(split).eval().requires_grad_(False)
     set_generator(model, generator)
