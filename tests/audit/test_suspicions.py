@@ -55,6 +55,10 @@ def test_a_sound_evaluation_raises_nothing():
     assert suspicions(SOUND) == []
 
 
+def test_a_little_better_than_the_mean_image_is_better():
+    assert suspicions(replace(SOUND, attacks={"decoder": made(mse=0.97 * 0.05)})) == []
+
+
 def test_a_random_channel_that_was_averaged():
     attacks = {"decoder": made(), "averaged": made(observations=4)}
     assert suspicions(replace(SOUND, random_channel=True, attacks=attacks)) == []
@@ -69,6 +73,7 @@ def test_a_random_channel_that_was_averaged():
         ("attack-did-not-train", {"attacks": {"decoder": made(before=0.05, after=0.049)}}),
         ("constant-output", {"attacks": {"decoder": made(IMAGES[:1].expand(8, -1, -1, -1))}}),
         ("worse-than-mean-image", {"attacks": {"decoder": made(mse=0.06)}}),
+        ("worse-than-mean-image", {"attacks": {"decoder": made(mse=0.995 * 0.05)}}),
         (
             "attack-did-not-train",
             {"attacks": {"rmle": replace(made(), figures={"objective_before": 3.0, "objective_after": 2.9})}},
