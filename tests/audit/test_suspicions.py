@@ -260,6 +260,30 @@ def test_levels_are_counted_on_what_is_sent():
     assert levels_of(sent_through(Rounded()), IMAGES[:2]) is None
 
 
+class Channels(nn.Module):
+    """64 of them, each with a scale and an offset of its own."""
+
+    def forward(self, z):
+        places = torch.arange(64.0).view(1, -1, 1, 1)
+        return z * (1 + places / 100) + places / 7
+
+
+def test_a_channels_own_scale_and_offset_make_no_more_levels():
+    many = IMAGES.repeat(3, 1, 1, 1)
+    rounded = sent_through(nn.Sequential(Rounded(), Channels()))
+    assert len(torch.unique(rounded.query(many))) > 256
+    assert levels_of(rounded, many) == 5
+    uneven = sent_through(nn.Sequential(Channels(), Rounded()))
+    most = max(len(torch.unique(channel)) for channel in uneven.query(many).transpose(0, 1))
+    assert levels_of(uneven, many) == most > 5
+
+
+def test_levels_of_a_vector_are_counted_over_all_of_it():
+    many = IMAGES.repeat(3, 1, 1, 1)
+    assert levels_of(sent_through(nn.Sequential(Rounded(), nn.Flatten())), many) == 5
+    assert levels_of(sent_through(nn.Flatten()), many) == IMAGES.numel()
+
+
 def test_what_was_not_measured_raises_nothing():
     assert suspicions(replace(SOUND, gradient=None, attacks={"decoder": replace(made(), figures={})})) == []
 

@@ -50,7 +50,8 @@ class Evidence:
         random_channel: Whether what is sent is random, wherever that comes from.
         mean_image: Error of answering with the mean training image, on the judged test images.
         gradient: Mean norm of the gradient in x of log‖what is sent of x‖; ``None`` where it was not measured.
-        levels: How many different numbers are sent of a batch of images; ``None`` where it was not measured.
+        levels: How many different numbers any channel sends of a batch of images, at most; ``None`` where it was not
+            measured.
     """
 
     fit: Fit
@@ -85,8 +86,8 @@ def _all(evidence: Evidence) -> Iterator[tuple[str, str]]:
     if evidence.levels is not None and evidence.levels <= _LEVELS:
         yield (
             "quantized",
-            f"What is sent takes only {evidence.levels} different values. Rounding has no gradient of use, so attacks "
-            "that optimize the image say little here; those that learn from examples count.",
+            f"No channel of what is sent takes more than {evidence.levels} different values. Rounding has no gradient "
+            "of use, so attacks that optimize the image say little here; those that learn from examples count.",
         )
     yield from _between(evidence.attacks, evidence.specs)
     yield from _between_threat_models(evidence.attacks)
@@ -244,6 +245,13 @@ def gradient_through(target: WhiteBox, x: Tensor) -> float:
 
 
 def levels_of(target: BlackBox, x: Tensor) -> int | None:
-    """How many different numbers are sent of the images x (N, C, H, W); ``None`` where too few are sent to tell."""
+    """How many different numbers any channel sends of the images x (N, C, H, W), at most; ``None`` if too few to tell.
+
+    By channel, for an offset or a scale of its own makes other numbers of the same levels. Where a channel sends too
+    few to tell, as in a feature that is a vector, all numbers are counted together.
+    """
     z = target.query(x)
-    return int(torch.unique(z).numel()) if z.numel() >= 10 * _LEVELS else None
+    for numbers in (z.transpose(0, 1).flatten(1), z.reshape(1, -1)):
+        if numbers.shape[1] >= 10 * _LEVELS:
+            return max(int(torch.unique(each).numel()) for each in numbers)
+    return None
