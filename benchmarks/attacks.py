@@ -7,7 +7,7 @@ hand-written loop, with the same images, batch size, optimizer and memory layout
 learning rate, counts queries, sums losses, and keeps the epoch's weights. Validation is no part of a step and is kept
 to a single image. The sides take turns, so that a busy machine slows both alike; ratios are medians over rounds.
 
-Run it with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 in the environment.
+Memory that is freed stays with the process, see :mod:`benchmarks.allocator`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.allocator import keep_memory
 from sfumato.attacks import DecoderAttack, Knowledge, RMLEAttack, make_target
 from sfumato.attacks.feature.fitting import NetworkJob, Recipe, squared_error
 from sfumato.attacks.observations import observe
@@ -141,6 +142,7 @@ def in_turns(sides: tuple[Work, Work], device: torch.device, rounds: int = ROUND
 
 
 def main() -> None:
+    allocator = keep_memory()
     runtime = Runtime(fabric=make_fabric())
     rmle = in_turns(rmle_sides(runtime), runtime.device)
     decoder = in_turns((our_decoder(runtime)[0], decoder_by_hand(runtime)[0]), runtime.device)
@@ -159,6 +161,7 @@ def main() -> None:
                 "rounds": ROUNDS,
                 "device": str(runtime.device),
                 "threads": torch.get_num_threads(),
+                "allocator": allocator,
             }
         )
     )

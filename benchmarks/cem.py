@@ -7,7 +7,7 @@ refreshes the mixture. The sides take turns, so that a busy machine slows all al
 ``refresh_memory_growth``: peak memory of a refresh on top of what the process held, with four times the features over
 once; each in a process of its own, its features made batch by batch (Linux).
 
-Run it with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 in the environment.
+Memory that is freed stays with the process, see :mod:`benchmarks.allocator`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.allocator import keep_memory
 from sfumato.data import ImageSet
 from sfumato.defenses import CEM, Bottleneck, Defense, Noise, chain
 from sfumato.information import ClassMixture, reference_loss
@@ -208,6 +209,7 @@ def memory_growth() -> tuple[float, float]:
 
 
 def main() -> None:
+    allocator = keep_memory()
     steps, losses, refreshes = step_times(), loss_times(), refresh_times()
     growth, megabytes = memory_growth()
     print(
@@ -226,6 +228,7 @@ def main() -> None:
                 "mixture": f"{CLASSES} x {COMPONENTS}",
                 "rounds": STEP_ROUNDS,
                 "threads": torch.get_num_threads(),
+                "allocator": allocator,
             }
         )
     )

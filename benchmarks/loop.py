@@ -7,7 +7,7 @@ scheduled, losses summed and the epoch's weights copied for the selection; nothi
 part of a step and is kept to a single image on our side. They take turns epoch by epoch, so that a busy machine slows
 both alike.
 
-Run it with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 in the environment.
+Memory that is freed stays with the process, see :mod:`benchmarks.allocator`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from benchmarks.allocator import keep_memory
 from sfumato.data import ImageSet
 from sfumato.defenses import chain
 from sfumato.models import SplitModel, build, set_generator, split
@@ -75,6 +76,7 @@ def seconds(work: Callable[[], None], device: torch.device) -> float:
 
 
 def main() -> None:
+    allocator = keep_memory()
     runtime = Runtime(fabric=make_fabric())
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=generator)
@@ -101,6 +103,7 @@ def main() -> None:
                 "rounds": ROUNDS,
                 "device": str(runtime.device),
                 "threads": torch.get_num_threads(),
+                "allocator": allocator,
             }
         )
     )

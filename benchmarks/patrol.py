@@ -4,7 +4,7 @@ VGG-11 cut at ``conv2``. The reference is the edge of the recipe ``bottleneck``;
 pruning, which goes by the importance of channels on random images: which channels go is of no matter here, how many is
 decided by the size. Forward passes in evaluation mode on one image, the edges taking turns; ratios are of medians.
 
-Run it with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 in the environment.
+Memory that is freed stays with the process, see :mod:`benchmarks.allocator`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from benchmarks.allocator import keep_memory
 from sfumato.defenses import Epoch, build
 from sfumato.models import SplitModel, set_generator, split
 from sfumato.models import build as build_backbone
@@ -67,6 +68,7 @@ def milliseconds(found: dict[str, nn.Module]) -> dict[str, float]:
 
 
 def main() -> None:
+    allocator = keep_memory()
     said: dict[str, float | int] = {}
     for width, title in ((1.0, "full"), (0.25, "quarter")):
         found = edges(width)
@@ -78,7 +80,7 @@ def main() -> None:
             f"{title}_latency_before_pruning": round(took["deep"] / took["reference"], 3),
             f"{title}_reference_ms": round(took["reference"], 3),
         }
-    print(json.dumps(said | {"threads": torch.get_num_threads()}))
+    print(json.dumps(said | {"threads": torch.get_num_threads(), "allocator": allocator}))
 
 
 if __name__ == "__main__":

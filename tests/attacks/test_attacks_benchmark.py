@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from attack_toys import runtime
 
+from benchmarks import attacks as program
 from sfumato.training.loop import training_batches
-
-_PROGRAM = Path(__file__).parents[2] / "benchmarks" / "attacks.py"
-_SPEC = importlib.util.spec_from_file_location("attacks_benchmark", _PROGRAM)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-program: Any = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(program)
 
 
 @pytest.fixture(autouse=True)

@@ -247,7 +247,7 @@ class TestBudget:
             target, make_knowledge(), victims, generator=generator(0), runtime=runtime()
         )
         assert [result.queries for result in made.values()] == [queries + 2 for queries in own]
-        assert target.queries == 2 + sum(own) + 5 + 16 * 5
+        assert target.queries == 2 + sum(own)
         assert queries is None or max(result.queries for result in made.values()) <= queries
 
     @pytest.mark.parametrize("queries", [1, 3])
@@ -381,6 +381,19 @@ def test_defenses_that_only_look_like_some_are_beaten(
     assert expected <= found
     blind = {"gradient-vanishes", "quantized", "averages-out", "not-averaged"}
     assert found & blind == expected & blind
+
+
+@pytest.mark.slow
+def test_noise_averages_out_where_queries_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module._SIZES, "quick", module._Size(steps=250, depth=1, width=16))
+    knowledge, victims, model = Knowledge(digits(0, 600), digits(600, 60), "auxiliary"), digits(700, 40), toy(Shaken())
+    auto, target = Auto("quick", queries=8_000), make_target(model, "black-box", generator=generator(2))
+    specs = auto.members(scene_of(target, knowledge))
+    made = auto(target, knowledge, {"test": victims}, generator=generator(3), runtime=runtime())
+    once, often = specs
+    assert (once.observations, often.observations) == (1, 16)
+    assert once.epochs < often.epochs, "it learns from fewer images"  # type: ignore[attr-defined]
+    assert "averages-out" in doubts(model, made, specs, victims)
 
 
 def test_members_resume_from_folders_of_their_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,42 @@ class TestClosedForm:
         torch.testing.assert_close(found, exact, rtol=0, atol=0.02)
 
     @pytest.mark.slow
+    @pytest.mark.parametrize("attack", [RMLEAttack(), RMLEAttack(tv=0.0, l2=0.02)], ids=["defaults", "ridge"])
+    @pytest.mark.parametrize("bed", STANDARD_BEDS)
+    def test_within_five_percent_of_the_optimum_on_every_bed(self, bed: str, attack: RMLEAttack) -> None:
+        """At the default steps and stages. The objective is convex, so that SciPy's L-BFGS-B finds its minimum."""
+        built = STANDARD_BEDS[bed].build(0.1)
+        split = split_model_of(built).double()
+        mine = Knowledge(*(images_of(built, n, generator=generator(n)) for n in (50, 16)), "auxiliary")
+        x, _ = built.draw(5, generator=generator(1))
+        z = built.channel.send(x, generator=generator(2))
+        learned = learn(attack, split, mine)
+        found, weight, energy = learned.invert(z).double(), built.channel.weight, energy_of(split, mine)
+
+        def objective(x: Tensor, z: Tensor) -> Tensor:
+            data = (x.flatten(1) @ weight.T - z.flatten(1)).square().mean(1) / energy
+            return data + learned.figures["tv"] * total_variation(x) + attack.l2 * x.square().flatten(1).mean(1)
+
+        def best(z: Tensor) -> float:
+            def value_and_slope(flat: np.ndarray) -> tuple[float, np.ndarray]:
+                leaf = torch.from_numpy(flat).view(1, *built.image_shape).requires_grad_()
+                value = objective(leaf, z).sum()
+                return float(value.detach()), torch.autograd.grad(value, leaf)[0].numpy().ravel()
+
+            pixels = found[0].numel()
+            options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-13, "gtol": 1e-10}
+            start, bounds = np.full(pixels, 0.5), [(0.0, 1.0)] * pixels
+            return float(
+                scipy_minimize(value_and_slope, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).fun
+            )
+
+        reached = objective(found, z)
+        least = torch.tensor([best(one.unsqueeze(0)) for one in z], dtype=torch.float64)
+        assert (least > 1e-4).all(), "there is something to be near to"
+        assert (reached >= 0.9999 * least).all(), "SciPy went to the end"
+        assert (reached <= 1.05 * least).all(), (reached / least).tolist()
+
+    @pytest.mark.slow
     @pytest.mark.parametrize("optimizer", OPTIMIZERS)
     def test_tv_and_box(self, optimizer: Any) -> None:
         """Three colors of 3×4, pixels that want to leave [0, 1]: SciPy's L-BFGS-B on the objective written anew."""

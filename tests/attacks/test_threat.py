@@ -11,7 +11,7 @@ from torch import nn
 
 from sfumato.attacks import THREAT_MODELS, GrayBox, ThreatModel, WhiteBox, make_target
 from sfumato.defenses import Noise
-from sfumato.errors import InputError
+from sfumato.errors import BudgetError, InputError
 from sfumato.models import SplitModel, Stochastic, set_generator
 
 X = make_images(10).images / 255
@@ -147,12 +147,10 @@ def test_white_box_is_a_frozen_copy() -> None:
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    target.load_state_dict(saved := target.state_dict())
-    answer = target.query(X)
+    answer = target_of(model, "white-box").query(X)
     with torch.no_grad():
         for parameter in target.edge.parameters():
             parameter.fill_(3.0)
-    target.load_state_dict(saved)
     assert torch.equal(target.query(X), answer), "queries are answered by the model, not by what was made of its copy"
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -177,13 +175,10 @@ def test_the_model_is_left_as_it_was(threat_model: ThreatModel) -> None:
 @pytest.mark.parametrize("threat_model", THREAT_MODELS)
 def test_later_training_does_not_change_a_target(threat_model: ThreatModel) -> None:
     model = make_split()
-    target = target_of(model, threat_model)
-    saved = target.state_dict()
-    answer = target.query(X)
+    target, answer = target_of(model, threat_model), target_of(model, threat_model).query(X)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
-    target.load_state_dict(saved)
     assert torch.equal(target.query(X), answer)
 
 
@@ -229,6 +224,18 @@ def test_state_round_trip() -> None:
     fresh.load_state_dict(saved)
     assert fresh.queries == 10
     assert all(torch.equal(fresh.query(X), answer) for answer in expected)
+
+
+def test_what_was_sent_cannot_be_unsent() -> None:
+    """An attacker has a limit although it may keep and restore the state of its target."""
+    target = target_of(make_split()).under(queries=12)
+    saved = target.state_dict()
+    target.query(X)
+    with pytest.raises(BudgetError, match="queries: got 0; accepted: at least 10, what was sent already"):
+        target.load_state_dict(saved)
+    assert (target.queries, target.remaining) == (10, 2)
+    target.load_state_dict(target.state_dict() | {"queries": 11})
+    assert target.remaining == 1
 
 
 def test_shapes_and_names() -> None:

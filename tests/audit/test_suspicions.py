@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sfumato.attacks import DecoderAttack, Reconstruction, ThreatModel, WhiteBox, make_target
+from sfumato.attacks import Auto, DecoderAttack, Reconstruction, Scene, ThreatModel, WhiteBox, make_target
 from sfumato.audit.card import Quality as CardQuality
 from sfumato.audit.suspicions import (
     Evidence,
@@ -55,6 +55,10 @@ def test_a_sound_evaluation_raises_nothing():
     assert suspicions(SOUND) == []
 
 
+def test_a_little_better_than_the_mean_image_is_better():
+    assert suspicions(replace(SOUND, attacks={"decoder": made(mse=0.97 * 0.05)})) == []
+
+
 def test_a_random_channel_that_was_averaged():
     attacks = {"decoder": made(), "averaged": made(observations=4)}
     assert suspicions(replace(SOUND, random_channel=True, attacks=attacks)) == []
@@ -69,6 +73,7 @@ def test_a_random_channel_that_was_averaged():
         ("attack-did-not-train", {"attacks": {"decoder": made(before=0.05, after=0.049)}}),
         ("constant-output", {"attacks": {"decoder": made(IMAGES[:1].expand(8, -1, -1, -1))}}),
         ("worse-than-mean-image", {"attacks": {"decoder": made(mse=0.06)}}),
+        ("worse-than-mean-image", {"attacks": {"decoder": made(mse=0.995 * 0.05)}}),
         (
             "attack-did-not-train",
             {"attacks": {"rmle": replace(made(), figures={"objective_before": 3.0, "objective_after": 2.9})}},
@@ -110,6 +115,9 @@ class KnowsWeights(DecoderAttack):
         (({"queries": 50, "observations": 1}, {"queries": 60, "observations": 2}), (0.01, 0.02), True),
         (({"queries": 50, "observations": 2}, {"queries": 60, "observations": 1}), (0.01, 0.02), False),
         (({}, {"observations": 4, "width": 3}), (0.01, 0.02), False),
+        (({}, {"observations": 4, "epochs": 3}), (0.01, 0.02), False),
+        (({"images": 50, "epochs": 9}, {"images": 60, "epochs": 8, "patience": 3}), (0.01, 0.02), True),
+        (({"queries": 50, "epochs": 9}, {"queries": 50, "epochs": 8, "observations": 2}), (0.01, 0.02), True),
         (({}, {}), (0.01, 0.02), False),
     ],
 )
@@ -129,6 +137,17 @@ def test_noise_that_averages_out(averaged, raised):
     assert [suspicion.code for suspicion in found] == ["averages-out"] * raised
     more_images = {"once": DecoderAttack(images=9), "often": DecoderAttack(observations=16)}
     assert not suspicions(replace(SOUND, random_channel=True, attacks=attacks, specs=more_images))
+
+
+@pytest.mark.parametrize("queries", [None, 1_000])
+def test_noise_that_averages_out_for_members_of_auto_with_any_budget(queries):
+    """Out of a limited number of queries, who averages learns from fewer images, and for more epochs."""
+    scene = Scene("black-box", True, 5_000, (1, 16, 16), (8, 8, 8))
+    specs = {f"k={one.observations}": one for one in Auto("quick", queries=queries).members(scene)}
+    assert (specs["k=1"].epochs == specs["k=16"].epochs) == (queries is None)
+    attacks = {name: made(mse=mse, observations=k) for name, mse, k in (("k=1", 0.02, 1), ("k=16", 0.01, 16))}
+    found = suspicions(replace(SOUND, random_channel=True, attacks=attacks, specs=specs))
+    assert [suspicion.code for suspicion in found] == ["averages-out"]
 
 
 @pytest.mark.parametrize(("knowing", "raised"), [(0.5, True), (0.65, False), (0.9, False)])
@@ -239,6 +258,30 @@ def test_levels_are_counted_on_what_is_sent():
     assert levels_of(sent_through(Rounded()), many) == 5
     assert levels_of(sent_through(nn.Identity()), many) == IMAGES.numel()
     assert levels_of(sent_through(Rounded()), IMAGES[:2]) is None
+
+
+class Channels(nn.Module):
+    """64 of them, each with a scale and an offset of its own."""
+
+    def forward(self, z):
+        places = torch.arange(64.0).view(1, -1, 1, 1)
+        return z * (1 + places / 100) + places / 7
+
+
+def test_a_channels_own_scale_and_offset_make_no_more_levels():
+    many = IMAGES.repeat(3, 1, 1, 1)
+    rounded = sent_through(nn.Sequential(Rounded(), Channels()))
+    assert len(torch.unique(rounded.query(many))) > 256
+    assert levels_of(rounded, many) == 5
+    uneven = sent_through(nn.Sequential(Channels(), Rounded()))
+    most = max(len(torch.unique(channel)) for channel in uneven.query(many).transpose(0, 1))
+    assert levels_of(uneven, many) == most > 5
+
+
+def test_levels_of_a_vector_are_counted_over_all_of_it():
+    many = IMAGES.repeat(3, 1, 1, 1)
+    assert levels_of(sent_through(nn.Sequential(Rounded(), nn.Flatten())), many) == 5
+    assert levels_of(sent_through(nn.Flatten()), many) == IMAGES.numel()
 
 
 def test_what_was_not_measured_raises_nothing():

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import cem
 from sfumato.information import ClassMixture, reference_loss
-
-_PROGRAM = Path(__file__).parents[2] / "benchmarks" / "cem.py"
-_SPEC = importlib.util.spec_from_file_location("cem_benchmark", _PROGRAM)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-cem = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(cem)
 
 Batches = list[tuple[Tensor, Tensor]]
 

@@ -172,7 +172,7 @@ def gallery() -> list[Card]:
     noise = ("noise", {"sigma": 0.025})
     bottleneck = ("bottleneck", {"channels": 8})
     decoder = {"blocks": 8, "channels": 64, "epochs": 50}
-    rmle = {"threat_model": "white-box", "trained_on": "nothing", "queries": 0, "steps": 2000, "tv": 0.1}
+    rmle = {"threat_model": "white-box", "queries": 0, "steps": 2000, "tv": 0.1}
     generator = {"threat_model": "gray-box", "trained_on": "auxiliary", "epochs": 100}
 
     def card(label: str, parts: list[tuple[str, dict[str, Any]]], mse: float, ssim: float, **more: Any) -> Card:

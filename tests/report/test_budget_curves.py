@@ -84,6 +84,27 @@ def test_own_pictures_and_queries_have_curves_of_their_own(card, attack, budget,
     assert "0.60 instead of 0.30 (None)" in explain(panel)
 
 
+@pytest.mark.parametrize("budget", ["observations", "images", "queries"])
+def test_how_long_it_trained_follows_from_the_budget(card, attack, budget):
+    """Members of ``auto`` with fewer images take more epochs for the same steps: that makes no other attack of them."""
+
+    def one(amount, epochs):
+        given = {"observations": 1, "images": 100, "queries": 900, budget: amount}
+        spent = given.pop("queries")
+        made = attack(f"decoder ({amount})", **given, epochs=epochs, patience=epochs // 4, ssim=amount / 1e4)
+        made["attack"]["arguments"]["queries"] = made["queries"] = spent
+        return made
+
+    (panel,) = panels(entries([card(attacks=[one(4, 500), one(16, 2000), one(64, 8000)])]))
+    assert (panel.budget, panel.attack) == (budget, "decoder, white-box")
+    assert [spent for spent, _ in panel.curves[0].points] == [4, 16, 64]
+
+
+def test_who_was_given_no_more_and_trained_for_longer_is_on_no_curve(card, attack):
+    made = [attack(images=100, queries=100 * epochs, epochs=epochs) for epochs in (5, 50)]
+    assert panels(entries([card(attacks=made)])) == []
+
+
 def test_panels_of_the_same_attack_say_what_tells_them_apart(card, attack):
     made = [attack(f"decoder ({k}, {e})", observations=k, epochs=e, lr=0.1) for k in (1, 4) for e in (5, 50)]
     assert [panel.attack for panel in panels(entries([card(attacks=made)]))] == [

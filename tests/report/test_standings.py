@@ -93,10 +93,12 @@ def test_in_words(three, card, attack):
 
 def test_a_recipe_is_told_once_and_says_on_which_models_where_not_on_all(card, attack):
     both = attack("decoder", width=8, observations=4)
-    other = attack("rmle", threat_model="gray-box", trained_on="nothing", steps=9)
+    other = attack("rmle", threat_model="gray-box", trained_on="auxiliary", steps=9)
     made = recipes(entries([card("None", attacks=[both]), card("CEM", [("noise", {})], attacks=[both, other])]))
     assert [recipe.attack for recipe in made] == ["decoder", "rmle"]
     assert made[0].text == (
         "white-box, learned from the model’s training pictures: images=null, observations=4, width=8"
     )
-    assert made[1].text == "gray-box, learned from no pictures: images=null, observations=1, steps=9 (on CEM)"
+    assert made[1].text == (
+        "gray-box, learned from other pictures of the same kind: images=null, observations=1, steps=9 (on CEM)"
+    )

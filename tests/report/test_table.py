@@ -9,7 +9,17 @@ import pytest
 from rich.console import Console
 
 from sfumato.errors import InputError
-from sfumato.report import ATTACK_COLUMNS, COLUMNS, csv_table, json_table, markdown_table, rich_table, rows
+from sfumato.report import (
+    ATTACK_COLUMNS,
+    COLUMNS,
+    csv_table,
+    json_table,
+    markdown_table,
+    render_page,
+    rich_table,
+    rows,
+)
+from sfumato.report.comparison import entries
 from sfumato.report.format import amount, call, fixed, listing, milliseconds, octets, percent
 from sfumato.report.table import attack_explanations, explanations
 
@@ -117,12 +127,22 @@ def test_rows_of_another_kind_are_refused(cards):
         rows(cards, by="defense")
 
 
-def test_every_column_is_explained():
-    titles = {line.title for line in explanations()}
+def test_every_column_is_explained(cards):
+    titles = {line.title for line in explanations(entries(cards))}
     assert {column.figure for column in COLUMNS[1:]} <= titles
     assert {"Train", "Test"} <= titles
     own = {line.title for line in attack_explanations()}
     assert own == {"Attacker", "Observations", "Own pictures", "Queries", "Wins", "Recognized"}
+
+
+@pytest.mark.parametrize("origins", [("train",), ("auxiliary",), ("train", "auxiliary")])
+def test_whose_pictures_the_figures_called_train_are_of(card, attack, origins):
+    """Where the attacker learned from other pictures than the model, they are not of the model's."""
+    cards = [card(attacks=[attack(f"decoder ({one})", trained_on=one) for one in origins])]
+    (meaning,) = (line.meaning for line in explanations(entries(cards)) if line.title == "Train")
+    assert ("On the model’s training pictures" in meaning) == ("train" in origins)
+    assert ("The model has not learned from it" in meaning) == ("auxiliary" in origins)
+    assert meaning in render_page(cards)
 
 
 @pytest.mark.parametrize(

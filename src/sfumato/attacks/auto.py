@@ -27,6 +27,8 @@ from sfumato.models import Architecture
 from sfumato.training import Runtime, steps_per_epoch
 
 Level = Literal["quick", "standard", "thorough"]
+DERIVED = ("epochs", "pretrain_epochs", "patience", "stop_after")
+"""Arguments that a member has from how many images it learns from: with fewer, the same steps take more epochs."""
 _BATCH, _SMALL_BATCH = 128, 64
 _LOOKS = 2
 

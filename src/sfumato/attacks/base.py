@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sfumato.attacks.keeping import Pieces
-from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
+from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel, wire
 from sfumato.data import ImageSet
 from sfumato.errors import BudgetError, InputError, Interrupted
 from sfumato.metrics import Quality, quality
@@ -203,18 +203,16 @@ class Attack(ABC):
             knowledge = knowledge.limited(self.images, generator)
         own = target.under(observations=self.observations, queries=self.queries)
         learned = self.run(own, knowledge.to(runtime.device), generator=generator, runtime=runtime)
-        wire = target.under(observations=self.observations)
         pieces = self.pieces(target, knowledge, generator=generator, runtime=runtime)
-        images, finite = _reconstruct(wire, victims, learned, pieces, runtime.device)
-        # Interception is the victims' doing, not the attacker's.
-        queries = target.queries - asked_before - self.observations * sum(map(len, victims.values()))
+        intercepted = wire(target, self.observations)
+        images, finite = _reconstruct(intercepted, victims, learned, pieces, runtime.device)
         seconds = time.perf_counter() - started
         judged = {name: quality(images[name], group.images / 255) for name, group in victims.items()}
         return Reconstruction(
             images,
             judged,
             target.threat_model,
-            queries,
+            target.queries - asked_before,
             len(knowledge),
             self.observations,
             seconds,

@@ -99,7 +99,14 @@ class BlackBox:
         return {"queries": self.queries, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Take it back. What was sent cannot be unsent: no attacker gets queries back by this.
+
+        Raises:
+            BudgetError: More was sent since than the state says.
+        """
+        if state["queries"] < self.queries:
+            accepted = f"at least {self.queries}, what was sent already; a new target begins at 0"
+            raise BudgetError("queries", state["queries"], accepted)
         self._meter.count = state["queries"]
         self._generator.set_state(state["generator"].clone())
 
@@ -153,6 +160,13 @@ def make_target(split: SplitModel, threat_model: ThreatModel, *, generator: torc
     if threat_model not in _TARGETS:
         raise InputError("threat_model", threat_model, one_of(_TARGETS, threat_model))
     return _TARGETS[threat_model](split, generator=generator)
+
+
+def wire(target: BlackBox, observations: int) -> BlackBox:
+    """What the victims' device sends of their images, so often: no query of the attacker's, whatever its budget."""
+    view = target.under(observations=observations)
+    view._limit, view._meter = None, _Meter()
+    return view
 
 
 def _frozen(split: SplitModel, generator: torch.Generator) -> SplitModel:

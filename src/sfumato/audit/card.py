@@ -118,11 +118,11 @@ class AttackInfo(_Section):
     attack: Part = Field(description="its label in this card, and its arguments")
     kind: str = Field(description="the name it is registered by, whatever its label")
     threat_model: Literal["white-box", "gray-box", "black-box"]
-    trained_on: Literal["train", "auxiliary", "nothing"]
+    trained_on: Literal["train", "auxiliary"]
     queries: Count = Field(description="images the attacker sent through the edge, repetitions included")
     images: Count | None = Field(default=None, description="images of its own that the attacker had")
     observations: Positive = Field(default=1, description="how often each victim's feature was intercepted")
-    train: Quality = Field(description="on images the attack was trained on")
+    train: Quality = Field(description="on images of the set that the attacker's own were taken from")
     test: Quality = Field(description="on test images neither the model nor the attack has seen")
     test_mse: list[NonNegative] = Field(min_length=1, description="per judged test image")
     test_ssim: list[float] = Field(min_length=1, description="per judged test image")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sfumato.attacks import THREAT_MODELS, Attack, BlackBox, Reconstruction, WhiteBox
+from sfumato.attacks.auto import DERIVED
 from sfumato.audit.card import Quality, Suspicion
 from sfumato.models import Stochastic, expected
 from sfumato.training import Fit
 
 _NO_PROGRESS = 0.9
+_NO_BETTER = 0.98
+"""Of the mean image's error: who has learned that image and nothing of the feature comes so near to it."""
 _CONSTANT = 1e-4
 _VANISHED = 1e-6
 """Of the gradient of log‖z‖ in the image: for a linear edge it is at least 1 over the image's norm."""
@@ -47,7 +50,8 @@ class Evidence:
         random_channel: Whether what is sent is random, wherever that comes from.
         mean_image: Error of answering with the mean training image, on the judged test images.
         gradient: Mean norm of the gradient in x of log‖what is sent of x‖; ``None`` where it was not measured.
-        levels: How many different numbers are sent of a batch of images; ``None`` where it was not measured.
+        levels: How many different numbers any channel sends of a batch of images, at most; ``None`` where it was not
+            measured.
     """
 
     fit: Fit
@@ -82,8 +86,8 @@ def _all(evidence: Evidence) -> Iterator[tuple[str, str]]:
     if evidence.levels is not None and evidence.levels <= _LEVELS:
         yield (
             "quantized",
-            f"What is sent takes only {evidence.levels} different values. Rounding has no gradient of use, so attacks "
-            "that optimize the image say little here; those that learn from examples count.",
+            f"No channel of what is sent takes more than {evidence.levels} different values. Rounding has no gradient "
+            "of use, so attacks that optimize the image say little here; those that learn from examples count.",
         )
     yield from _between(evidence.attacks, evidence.specs)
     yield from _between_threat_models(evidence.attacks)
@@ -107,7 +111,8 @@ def _between(attacks: Mapping[str, Reconstruction], specs: Mapping[str, Attack])
                 f"The attack {stronger} has more than {weaker} and errs more (MSE {large:.4f} against {small:.4f}): it "
                 "may not have been trained to its end.",
             )
-        if more == replace(less, observations=more.observations) and large < _AVERAGED * small:
+        same = (more.images, more.queries) == (less.images, less.queries)
+        if same and large < _AVERAGED * small:
             yield (
                 "averages-out",
                 f"What is sent is random, and the mean of {more.observations} sendings of an image gives the attack "
@@ -160,11 +165,18 @@ def _unlikeness(made: Reconstruction) -> float:
 
 
 def _has_more(more: Attack, less: Attack) -> bool:
-    """Whether two attacks are the same but for a larger budget."""
+    """Whether two attacks are the same but for a larger budget.
+
+    How many epochs one trains for follows from how many images it learns from, and is no difference where that follows
+    from the budget: where they own or may send other numbers of images, or where so many sendings of each are paid out
+    of a limited number of queries.
+    """
     if type(more) is not type(less):
         return False
     ours, theirs = more.describe(), less.describe()
-    if any(ours[name] != theirs[name] for name in ours if name not in _BUDGET):
+    shared_out = more.queries is not None or (more.images, more.queries) != (less.images, less.queries)
+    free = {*_BUDGET, *(DERIVED if shared_out else ())}
+    if any(ours[name] != theirs[name] for name in ours if name not in free):
         return False
     pairs = [tuple(math.inf if told[name] is None else told[name] for told in (ours, theirs)) for name in _BUDGET]
     return ours != theirs and all(mine >= other for mine, other in pairs)
@@ -195,11 +207,11 @@ def _of_attack(name: str, attack: Reconstruction, mean_image_mse: float) -> Iter
     if len(made) > 1 and float(made.std(0).mean()) < _CONSTANT:
         yield "constant-output", f"The attack {name} answers every feature with the same picture."
     mse = float(attack.quality["test"].mse.mean())
-    if mse > mean_image_mse:
+    if mse > _NO_BETTER * mean_image_mse:
         yield (
             "worse-than-mean-image",
-            f"The attack {name} does worse (MSE {mse:.4f}) than answering with the mean image ({mean_image_mse:.4f}): "
-            "a better attack exists.",
+            f"The attack {name} does no better (MSE {mse:.4f}) than answering with the mean image "
+            f"({mean_image_mse:.4f}), or worse: it may be the attack that failed and not the defense that held.",
         )
 
 
@@ -233,6 +245,13 @@ def gradient_through(target: WhiteBox, x: Tensor) -> float:
 
 
 def levels_of(target: BlackBox, x: Tensor) -> int | None:
-    """How many different numbers are sent of the images x (N, C, H, W); ``None`` where too few are sent to tell."""
+    """How many different numbers any channel sends of the images x (N, C, H, W), at most; ``None`` if too few to tell.
+
+    By channel, for an offset or a scale of its own makes other numbers of the same levels. Where a channel sends too
+    few to tell, as in a feature that is a vector, all numbers are counted together.
+    """
     z = target.query(x)
-    return int(torch.unique(z).numel()) if z.numel() >= 10 * _LEVELS else None
+    for numbers in (z.transpose(0, 1).flatten(1), z.reshape(1, -1)):
+        if numbers.shape[1] >= 10 * _LEVELS:
+            return max(int(torch.unique(each).numel()) for each in numbers)
+    return None

@@ -30,7 +30,6 @@ _TOUCHES: dict[ThreatModel, str] = {
 _LEARNED_FROM: dict[Origin, str] = {
     "train": "the model’s own training images, the papers’ worst case",
     "auxiliary": "images of the attacker’s own, which the model never saw",
-    "nothing": "no images",
 }
 
 

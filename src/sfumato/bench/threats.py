@@ -18,7 +18,7 @@ from sfumato.bench.expansion import Job
 from sfumato.bench.experiment import Value
 
 Measure = Literal["ssim", "mse"]
-Origin = Literal["train", "auxiliary", "nothing"]
+Origin = Literal["train", "auxiliary"]
 MEASURES: tuple[Measure, ...] = ("ssim", "mse")
 
 

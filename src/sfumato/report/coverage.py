@@ -18,7 +18,6 @@ THREAT_MODELS = {
 TRAINED_ON = {
     "train": "the model’s training pictures",
     "auxiliary": "other pictures of the same kind",
-    "nothing": "no pictures",
 }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
+from sfumato.attacks.auto import DERIVED
 from sfumato.audit.card import AttackInfo
 from sfumato.report.comparison import Entry
 from sfumato.report.format import arguments, fixed, listing
@@ -173,9 +174,15 @@ def _signature(attack: AttackInfo, budget: Budget) -> str:
 
 
 def _rest(attack: AttackInfo, budget: Budget) -> dict[str, Any]:
-    """Everything that has to be equal along a curve. Queries follow from the rest unless they are the budget."""
+    """Everything that has to be equal along a curve. Queries follow from the rest unless they are the budget.
+
+    So does how many epochs an attack trains for where it learns from more or fewer images along the curve: from those
+    that it owns or may send, or may send so often out of a limited number of queries.
+    """
     had = {"observations": attack.observations, "images": attack.images, "trained_on": attack.trained_on}
-    return {name: value for name, value in (attack.attack.arguments | had).items() if name != budget}
+    told = attack.attack.arguments | had
+    shared_out = budget != "observations" or told.get("queries") is not None
+    return {name: told[name] for name in told if name != budget and not (shared_out and name in DERIVED)}
 
 
 def _differs(name: str, every: Sequence[dict[str, Any]]) -> bool:
@@ -191,6 +198,8 @@ def _curves(attacks: Sequence[tuple[Entry, AttackInfo]], budget: Budget) -> tupl
             spent = BUDGETS[budget].spent(attack) or 0
             # Of two that spent the same, the stronger: an attacker would keep it.
             reached[spent] = max(attack.test.ssim, reached.get(spent, -1.0))
-        if len(reached) > 1:
+        # One that was given no more and spent more has trained for longer.
+        given = {attack.attack.arguments.get(budget) for _, attack in own}
+        if len(reached) > 1 and len(given) > 1:
             made.append(Curve(own[0][0], tuple(sorted(reached.items()))))
     return tuple(made)

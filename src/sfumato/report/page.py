@@ -96,7 +96,7 @@ def render_page(cards: Sequence[Card], *, title: str = "What the feature gives a
         attack_columns=(attack_columns := _attack_columns(models)),
         attack_groups=_column_groups(attack_columns),
         attack_explanations=table.attack_explanations(attack_columns),
-        explanations=table.explanations(),
+        explanations=table.explanations(members),
         levels=verdict.LEVEL_MEANING,
         recognizable=verdict.RECOGNIZABLE_SSIM,
         exposed=f"{fixed(100 * verdict.EXPOSED_SHARE, 0)} %",

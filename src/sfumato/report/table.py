@@ -99,7 +99,12 @@ _MSE = "Mean squared error of the pixels (0 to 1): how far the attacker’s pict
 _PSNR = "The same error in decibels (peak signal-to-noise ratio), as engineers quote it."
 _SSIM = "Structural similarity: 1 is an exact copy, near 0 nothing in common. Closest to what people see."
 _WINS = "The share of the judged test pictures on which this attack comes closest of all. Of equals, the first counts."
-_TRAIN = "On training pictures: what leaks of people whose pictures the model has learned from."
+_TRAIN = {
+    "train": "On the model’s training pictures, from which the attacker’s own were taken: what leaks of people whose "
+    "pictures the model has learned from.",
+    "auxiliary": "Of attackers with other pictures than the model’s: on the set that theirs were taken from. The model "
+    "has not learned from it, so these figures do not say what leaks of people whose pictures it has learned from.",
+}
 _TEST = "On test pictures that neither model nor attacker has seen: what leaks of users."
 
 COLUMNS: tuple[Column[Entry], ...] = (
@@ -194,8 +199,8 @@ class Explanation:
     direction: str
 
 
-def explanations() -> list[Explanation]:
-    """One line per figure, to go under the table."""
+def explanations(members: Sequence[Entry]) -> list[Explanation]:
+    """One line per figure, to go under the table of these models."""
     figures = {column.figure: column for column in COLUMNS[1:]}
     result = [
         Explanation(
@@ -205,7 +210,9 @@ def explanations() -> list[Explanation]:
         )
         for name, column in figures.items()
     ]
-    return [*result, Explanation("Train", _TRAIN, ""), Explanation("Test", _TEST, "")]
+    origins = {attack.trained_on for entry in members for attack in entry.card.attacks}
+    train = " ".join(text for origin, text in _TRAIN.items() if origin in origins)
+    return [*result, Explanation("Train", train, ""), Explanation("Test", _TEST, "")]
 
 
 def attack_explanations(shown: Sequence[Column[Standing]] = ATTACK_COLUMNS) -> list[Explanation]:

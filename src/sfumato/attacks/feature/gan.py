@@ -137,9 +137,9 @@ class GANAttack(Attack):
         result = fit(job, pairs[0].images, self._plan(self.epochs, generator), runtime)
         result.diverged |= started.diverged
         learned = Fitted(before, inner.error(), result).learned(decoder)
-        if not started.history:
+        reached = started.history[started.epoch_kept]["validation_loss"] if started.history else None
+        if reached is None:  # there was no such training, or its error is not finite
             return learned
-        reached = started.history[started.epoch_kept]["validation_loss"]
         return replace(learned, figures={**learned.figures, "mse_started": reached})
 
     def _plan(self, epochs: int, generator: torch.Generator) -> Plan:
