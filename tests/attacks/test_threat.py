@@ -231,11 +231,12 @@ def test_what_was_sent_cannot_be_unsent() -> None:
     target = target_of(make_split()).under(queries=12)
     saved = target.state_dict()
     target.query(X)
-    with pytest.raises(BudgetError, match="queries: got 0; accepted: at least 10, what was sent already"):
-        target.load_state_dict(saved)
+    target.load_state_dict(saved)
     assert (target.queries, target.remaining) == (10, 2)
     target.load_state_dict(target.state_dict() | {"queries": 11})
     assert target.remaining == 1
+    with pytest.raises(BudgetError):
+        target.query(X)
 
 
 def test_shapes_and_names() -> None:
