@@ -138,9 +138,7 @@ class ClassMixture(nn.Module):
         self._lloyd(self._checked(features(), _CHUNK))
         self.ready.fill_(True)
 
-    def _checked(
-        self, features: Iterable[tuple[Tensor, Tensor]], least: int = 1
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _checked(self, features: Iterable[tuple[Tensor, Tensor]], least: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """The features in batches of ``least`` or more: a small one costs hardly less than one of a thousand."""
         seen = False
         for z, y in _in_chunks(self._in_shape(features), least):
