@@ -311,7 +311,7 @@ def test_small_tables_have_the_figures_of_the_first(data):
     adversary = parts_of(name, "ResSFL")["adversary"]
     assert (adversary["alpha"], adversary["lr"], adversary["threshold"]) == (0.5, 0.005, 0.2)
     cem = parts_of(name, "Bottleneck+CEM")["cem"]
-    assert (cem["variant"], cem["weight"], cem["schedule"]) == ("isotropic", 0.05, "constant")
+    assert (cem["variant"], cem["weight"], cem["schedule"]) == ("isotropic", 0.02, "constant")
 
 
 def test_the_weights_of_figure_4_b_are_in_the_papers_proportion():
