@@ -72,15 +72,14 @@ OTHERWISE: dict[tuple[str, str, float], dict[str, Any]] = {
     ("transformer", "smooth", 0.1): {"epochs": 8},
     ("transformer", "white", 0.03): STEADY,
     ("transformer", "white", 0.1): STEADY,
+    # The encoder's answer passes through a generator that was taught to redraw pictures, not to filter them. It comes
+    # nearer the longer it learns: on moods at 0.03 it was 7.5 % above the least error after 6 epochs, 3.9 % after 12.
+    ("encoder", "patches", 0.03): {"epochs": 36},
+    ("encoder", "moods", 0.03): {"epochs": 24},
+    ("encoder", "moods", 0.1): {"epochs": 24},
 }
-# The encoder's answer passes through a generator that was taught to redraw pictures, not to filter them. It comes
-# nearer the longer it learns: on white at 0.03 it was 5.9 % above the least error after 6 epochs and 1.9 % after 12,
-# on moods 7.5 % and 3.9 %. docs/calibration.md has the figures.
-FALLS_SHORT = {
-    ("encoder", "patches", 0.03): 1.05,
-    ("encoder", "moods", 0.03): 1.05,
-    ("encoder", "moods", 0.1): 1.05,
-}
+# It was at 1.027, and at 1.030 after 36 epochs: too near the limit to hold on every machine.
+LOOSER = {("encoder", "moods", 0.1): 1.035}
 
 
 def trained(attack: str, name: str, sigma: float) -> Calibration:
@@ -99,8 +98,7 @@ def test_finds_the_minimum_and_goes_no_further(attack: str, name: str, sigma: fl
     assert row.broken() == ()
     # A linear mirror cannot do better on moods than the best linear reconstruction, whatever it learns from.
     linear = row.figures.linear_mse / row.figures.mmse.value if attack == "mirror" else 1.0
-    most = FALLS_SHORT.get((attack, name, sigma), 1.03)
-    assert 1 - 4 * row.attack.ratio.error <= row.attack.ratio.value / linear <= most
+    assert 1 - 4 * row.attack.ratio.error <= row.attack.ratio.value / linear <= LOOSER.get((attack, name, sigma), 1.03)
 
 
 @pytest.mark.slow
