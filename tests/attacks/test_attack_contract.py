@@ -36,6 +36,8 @@ from sfumato.attacks import (
     ThreatModel,
     build,
 )
+from sfumato.attacks.threat import wire
+from sfumato.defenses.noise import AdditiveNoise
 from sfumato.errors import InputError, InputErrors
 from sfumato.metrics import quality
 from sfumato.training import Runtime
@@ -163,9 +165,9 @@ def test_the_attack_is_given_its_part_and_never_a_victims_image() -> None:
     assert knowledge.origin == "auxiliary"
     assert [tuple(z.shape) for z in features] == [(5, 2, 4, 4), (7, 2, 4, 4)]
     # An identity edge would send the image; here all that arrives is the deployed channel's output.
-    fresh = target_of(make_split())
+    sent = wire(target_of(make_split()), 1)
     for z, group in zip(features, VICTIMS.values(), strict=True):
-        assert torch.equal(z, fresh.query(group.images / 255))
+        assert torch.equal(z, sent.query(group.images / 255))
 
 
 def test_many_victims_come_in_batches_and_in_order() -> None:
@@ -174,6 +176,40 @@ def test_many_victims_come_in_batches_and_in_order() -> None:
     made = spy(target_of(identity_split()), make_knowledge(), many, generator=generator(0), runtime=runtime())
     assert torch.equal(made.images["test"], many["test"].images / 255)
     assert [len(z) for z in spy.seen[1:]] == [256, 256, 88]
+
+
+@dataclasses.dataclass(frozen=True)
+class Redrawing(Attack):
+    """Takes the noise that a target answers with for that of what it intercepts, and subtracts it."""
+
+    name: ClassVar[str] = "redrawing"
+    source: ClassVar[str] = "test"
+    threat_models: ClassVar[frozenset[ThreatModel]] = frozenset(THREAT_MODELS)
+    cost: ClassVar[str] = "nothing"
+    sigma: float = 0.1
+
+    def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
+        guessed = torch.Generator()
+        guessed.set_state(target.state_dict()["generator"])
+        return Learned(lambda z: z - self.sigma * torch.randn(z.shape, generator=guessed))
+
+
+@pytest.mark.parametrize("threat_model", THREAT_MODELS)
+def test_noise_of_what_is_intercepted_cannot_be_redrawn(threat_model: ThreatModel) -> None:
+    victims = {"test": dataclasses.replace(VICTIMS["test"], images=VICTIMS["test"].images.clamp(120, 130))}
+    target = target_of(identity_split(AdditiveNoise(0.1, "gaussian")), threat_model)
+    made = Redrawing()(target, make_knowledge(), victims, generator=generator(0), runtime=runtime())
+    assert float(made.quality["test"].mse.mean()) == pytest.approx(2 * 0.1**2, rel=0.1)
+
+
+def test_what_an_attack_meets_does_not_depend_on_what_was_asked_before() -> None:
+    target = target_of(make_split())
+    features = []
+    for asks in (0, 3):
+        spy = Brief(asks=asks)
+        spy(target, make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
+        features.append(torch.cat(spy.seen[1:]))
+    assert torch.equal(*features)
 
 
 def test_queries_are_the_attackers_own() -> None:

@@ -150,24 +150,26 @@ def test_shrinkage_bounds_the_pull_where_no_image_was() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_features_that_come_to_an_emptied_component_are_pulled_as_their_class_is(form: Covariance) -> None:
-    """The second component is left empty and moved to the farthest feature, whose neighbors then come to it."""
+@pytest.mark.parametrize("empty", [2, 1], ids=["split from the first", "left where it was"])
+def test_features_that_come_to_an_emptied_component_are_not_pulled_as_if_it_had_no_variance(
+    form: Covariance, empty: int
+) -> None:
+    """Of three components two are left empty; then features near the split one come, and near the other."""
     z, noise = torch.randn(200, D, generator=seeded(), dtype=torch.float64), 1e-4
-    mixture = ClassMixture(1, 2, D, form).double()
-    mixture.means[0, 1] = 99.0
+    mixture = ClassMixture(1, 3, D, form).double()
+    mixture.means[0, 1], mixture.means[0, 2] = 99.0, -99.0
     mixture.ready.fill_(True)
     mixture.refresh(lambda: iter([(z, torch.zeros(200, dtype=torch.int64))]), generator=seeded())
-    near = z[int(z.norm(dim=1).argmax())] + 0.3 * torch.eye(D, dtype=torch.float64)
+    assert mixture.weights.tolist() == [[0.5, 0, 0.5]]
+    near = mixture.means[0, empty] + 0.3 * torch.eye(D, dtype=torch.float64)
     labels = torch.zeros(D, dtype=torch.int64)
-    assert mixture.weights.tolist() == [[1, 0]]
-    assert mixture.assign(near, labels).tolist() == [1] * D
     for _ in range(2):
         row = near.clone().requires_grad_()
         (pull,) = torch.autograd.grad(RateLoss(mixture, noise, 0.1 if form == "full" else 0.0)(row, labels), row)
         # By the class's variance, about 1, or by their own, 0.09/D at least; with none it is 0.3/σ².
         assert float(D * pull.diagonal().min()) > 0.02
         assert float(D * pull.abs().max()) < 0.3 / (0.09 / D) * 1.1
-    assert mixture.covariances[0, 1].any()
+    assert mixture.covariances[0, empty].any()
 
 
 def test_factors_are_found_once_a_refresh() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self, TypeVar
 
 import torch
@@ -44,12 +46,20 @@ class BlackBox:
         model = _frozen(split, generator)
         dtype = next((p.dtype for p in model.parameters()), None)  # images come in float32 whatever the model's is
 
-        def send(x: Tensor) -> Tensor:
+        victims = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+
+        def through(x: Tensor, noise: torch.Generator) -> Tensor:
+            set_generator(model, noise)
             with torch.no_grad():
                 return torch.cat([model.send(part) for part in torch.split(x.to(dtype), _BATCH)])
 
-        # Kept in a closure, not in an attribute: an attack cannot reach the weights by accident.
-        self._send, self._generator = send, generator
+        def wiretap() -> Callable[[Tensor], Tensor]:
+            return partial(through, noise=torch.Generator(generator.device).manual_seed(victims))
+
+        # Kept in closures, not in attributes: an attack reaches neither the weights nor the noise of what it intercepts
+        # by accident.
+        self._send: Callable[[Tensor], Tensor] = partial(through, noise=generator)
+        self._wiretap, self._generator = wiretap, generator
 
     @property
     def queries(self) -> int:
@@ -95,7 +105,7 @@ class BlackBox:
         return mean
 
     def state_dict(self) -> dict[str, Any]:
-        """Queries so far and the channel's random state, for an attack that resumes."""
+        """Queries so far and the random state of what answers them, for an attack that resumes."""
         return {"queries": self.queries, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -145,7 +155,8 @@ def make_target(split: SplitModel, threat_model: ThreatModel, *, generator: torc
     Args:
         split: The model as deployed.
         threat_model: ``white-box``, ``gray-box`` or ``black-box``.
-        generator: Source of the channel's noise under attack.
+        generator: Source of the noise in what the attacker's queries are answered with, and of a seed for that in what
+            it intercepts.
 
     Raises:
         InputError: No such threat model.
@@ -156,9 +167,13 @@ def make_target(split: SplitModel, threat_model: ThreatModel, *, generator: torc
 
 
 def wire(target: BlackBox, observations: int) -> BlackBox:
-    """What the victims' device sends of their images, so often: no query of the attacker's, whatever its budget."""
+    """What the victims' device sends of their images, so often: no query of the attacker's, whatever its budget.
+
+    Its noise comes from a generator that the target does not have, and is the same each time that this is called: every
+    attack on a target meets the same features.
+    """
     view = target.under(observations=observations)
-    view._limit, view._meter = None, _Meter()
+    view._limit, view._meter, view._send = None, _Meter(), target._wiretap()
     return view
 
 

@@ -17,15 +17,18 @@ from sfumato.information.rate import mixture_rate
 Covariance = Literal["isotropic", "diagonal", "full"]
 _SAMPLES_PER_COMPONENT = 20
 _CHUNK = 2048
+_SPLIT = 0.1
 
 
 class ClassMixture(nn.Module):
     """M Gaussian components for each of K classes; all state in buffers.
 
     Started by k-means++ (Arthur & Vassilvitskii 2007) on a sample of each class, refreshed by one Lloyd pass over
-    a stream of features, warm-started. Memory does not grow with the data: a pass keeps sums only. A component that
-    a pass leaves empty is re-seeded on the feature of its class farthest from its center. Between passes,
-    :meth:`track` follows the features batch by batch. For a mixture that knows no classes, let K be 1 and y be 0.
+    a stream of features, warm-started. Memory does not grow with the data: a pass keeps sums only. A component that a
+    pass leaves empty is re-seeded by splitting one of its class that holds many, the fullest first (Linde, Buzo & Gray
+    1980): with its covariance and half of its weight, a little way from its center to its farthest feature. On that
+    feature itself, in many dimensions, it would keep hardly any other. Between passes, :meth:`track` follows the
+    features batch by batch. For a mixture that knows no classes, let K be 1 and y be 0.
 
     Args:
         num_classes: K.
@@ -195,7 +198,7 @@ class ClassMixture(nn.Module):
         k, m, d = self.means.shape
         counts, sums = self.means.new_zeros(k * m), self.means.new_zeros(k * m, d)
         squares = torch.zeros_like(self.covariances).flatten(0, 1)
-        farthest, strays = self.means.new_full((k,), -1.0), torch.zeros_like(self.means[:, 0])
+        farthest, strays = self.means.new_full((k * m,), -1.0), self.means.new_zeros(k * m, d)
         flat = self.means.view(k * m, d)
         assign = self._nearest()
         for z, y in features:
@@ -207,7 +210,7 @@ class ClassMixture(nn.Module):
             counts.index_add_(0, index, torch.ones_like(distance))
             sums.index_add_(0, index, residual)
             _add_squares(squares, residual, distance, index)
-            _keep_farthest(farthest, strays, distance, z, y)
+            _keep_farthest(farthest, strays, distance, z, index)
         _require_sums(squares)
         shift = sums / counts.clamp_min(1).unsqueeze(1)
         self.means += shift.view(k, m, d)
@@ -216,7 +219,7 @@ class ClassMixture(nn.Module):
         self.counts.copy_(per_class)
         self.weights.copy_(counts.view(k, m) / per_class.clamp_min(1).unsqueeze(1))
         self._lend_covariances(counts.view(k, m))
-        self._reseed(counts.view(k, m), strays, farthest)
+        self._reseed(counts.view(k, m), strays.view(k, m, d))
 
     def _lend_covariances(self, counts: Tensor) -> None:
         """A full covariance for each component of one feature or none: that of its class, about the class's mean.
@@ -236,10 +239,19 @@ class ClassMixture(nn.Module):
         about_mean = within.baddbmm_(offsets.mT * weights, offsets)
         self.covariances[classes, components] = about_mean[classes]
 
-    def _reseed(self, counts: Tensor, strays: Tensor, farthest: Tensor) -> None:
-        empty = (counts == 0) & (farthest >= 0).unsqueeze(1)
-        first = empty & (empty.cumsum(1) == 1)  # one a class and pass: two would sit on the same feature
-        self.means.copy_(torch.where(first.unsqueeze(-1), strays.unsqueeze(1), self.means))
+    def _reseed(self, counts: Tensor, strays: Tensor) -> None:
+        """Split full components for empty ones: in each class the fullest for one, the next fullest for the next.
+
+        Where more than half of a class's components are empty, some stay so until the next pass.
+        """
+        order = counts.argsort(dim=1, descending=True, stable=True)
+        pairs = counts.shape[1] // 2
+        full, empty = order[:, :pairs], order.flip(1)[:, :pairs]
+        classes, pair = ((counts.gather(1, empty) == 0) & (counts.gather(1, full) >= 2)).nonzero(as_tuple=True)
+        old, new = (classes, full[classes, pair]), (classes, empty[classes, pair])
+        self.means[new] = self.means[old].lerp(strays[old], _SPLIT)
+        self.covariances[new] = self.covariances[old]
+        self.weights[new] = self.weights[old] = self.weights[old] / 2
 
 
 def require_refreshed(mixture: ClassMixture) -> None:
@@ -317,13 +329,13 @@ def _joined(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat([z for z, _ in batches]), torch.cat([y for _, y in batches])
 
 
-def _keep_farthest(farthest: Tensor, strays: Tensor, distance: Tensor, z: Tensor, y: Tensor) -> None:
-    before = farthest.index_select(0, y)
+def _keep_farthest(farthest: Tensor, strays: Tensor, distance: Tensor, z: Tensor, index: Tensor) -> None:
+    before = farthest.index_select(0, index)
     if not (distance > before).any():  # as in most batches of a pass
         return
-    best = farthest.scatter_reduce(0, y, distance, "amax")
-    winner = (distance == best[y]) & (distance > before)
-    strays[y[winner]] = z[winner]
+    best = farthest.scatter_reduce(0, index, distance, "amax")
+    winner = (distance == best[index]) & (distance > before)
+    strays[index[winner]] = z[winner]
     farthest.copy_(best)
 
 
