@@ -83,6 +83,7 @@ def card(
     suspicions: tuple[str, ...] = (),
     seconds: float = 30.0,
     first: int = 0,
+    cost: int = 1,
 ) -> Card:
     quality = {"mse": 0.06, "psnr": 12.0, "ssim": 0.2}
     return Card.model_validate(
@@ -97,7 +98,7 @@ def card(
             "training": {"arguments": {}, "seed": job.seed, "epochs_run": 2, "epoch_kept": 1, "losses": {}},
             "utility": {"train_accuracy": 1.0, "validation_accuracy": accuracy, "test_accuracy": accuracy},
             "cost": {
-                "edge_parameters": 1, "edge_macs": 1, "cloud_parameters": 1, "cloud_macs": 1, "payload_bytes": 1,
+                "edge_parameters": cost, "edge_macs": 1, "cloud_parameters": 1, "cloud_macs": 2, "payload_bytes": 3,
             },
             "theory": theory or {},
             "mean_image": quality,

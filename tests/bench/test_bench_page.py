@@ -275,6 +275,22 @@ def test_the_command_names_the_rows_that_were_run_where_some_were_not(tmp_path):
         assert words[8:] == (["--only", *rows] if rows else [])
 
 
+def test_costs_of_a_row_are_one_number_or_where_seeds_differ_a_range(tmp_path):
+    figures = {
+        ("none", 0): (0.5, 0.01, {"cost": 1234567}),
+        ("none", 1): (0.5, 0.01, {"cost": 1234567}),
+        ("noise", 0): (0.5, 0.01, {"cost": 7553}),
+        ("noise", 1): (0.5, 0.01, {"cost": 7403}),
+    }
+    written = write_result(result_of(told(), figures), tmp_path)
+    text = written.page.read_text(encoding="utf-8").split("## What the halves cost")[1].split("\n## ")[0]
+    assert rows_of(text, "none") == [["none", "1,234,567", "1", "3", "1", "2"]]
+    assert rows_of(text, "noise") == [["noise", "7,403 to 7,553", "1", "3", "1", "2"]]
+    data = json.loads(written.data.read_text())["costs"]
+    assert (data["noise"]["edge_parameters"], data["none"]["cloud_macs"]) == ([7403, 7553], [2, 2])
+    assert "What the halves cost" not in page(result_of(told(), {}), tmp_path)
+
+
 def test_environment_and_doubts(tmp_path):
     text = page(result_of(PAPER, TABLE, suspicions=("not-averaged",), seconds=600.0), tmp_path)
     assert "- `not-averaged`: 8 of 8 cards" in text

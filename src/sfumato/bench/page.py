@@ -62,6 +62,7 @@ def render(result: Result, links: Sequence[tuple[str, str]]) -> str:
         *sections.matched(result),
         *sections.entropy(result),
         *(f"![{sections.escaped(description)}]({name})" for name, description in links),
+        *sections.what_it_costs(result),
         *sections.doubts(result),
         *sections.what_was_run(result),
         *sections.environment(result),
@@ -90,6 +91,7 @@ def as_data(result: Result) -> dict[str, Any]:
             for (row, over), found in result.matched.items()
         ],
         "entropy": dataclasses.asdict(result.entropy) if result.entropy else None,
+        "costs": {row: {name: list(found) for name, found in each.items()} for row, each in result.costs.items()},
         "suspicions": dict(result.suspicions),
         "cards": {key: card.fingerprint() for key, card in result.cards.items()},
     }

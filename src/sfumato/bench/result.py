@@ -17,6 +17,7 @@ from sfumato.bench.aggregate import (
     average,
     spread,
 )
+from sfumato.bench.costs import costs
 from sfumato.bench.curves import Correlation, Curve, Matched, match_seeds, rank_correlation
 from sfumato.bench.expansion import Job
 from sfumato.bench.experiment import Experiment, SizeName
@@ -67,6 +68,7 @@ class Result:
         matched: (row, row it is compared with) to the comparison at matched accuracy, where rows are curves.
         entropy: Where the experiment names a figure of theory.
         suspicions: Code to how many cards have it.
+        costs: Row to figure's name to the least and the most that one of its models costs.
     """
 
     experiment: Experiment
@@ -78,6 +80,7 @@ class Result:
     matched: Mapping[tuple[str, str], Matched]
     entropy: Entropy | None
     suspicions: Mapping[str, int]
+    costs: Mapping[str, Mapping[str, tuple[int, int]]]
 
     @property
     def main(self) -> Table | None:
@@ -108,6 +111,7 @@ def evaluate(experiment: Experiment, size: SizeName, jobs: Sequence[Job], cards:
         _matched(experiment, jobs, own, tables[0].attack) if tables else {},
         _entropy(experiment, jobs, own, tables[0].attack) if tables and experiment.theory else None,
         dict(found.most_common()),
+        costs(jobs, own),
     )
 
 

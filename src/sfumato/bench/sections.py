@@ -11,6 +11,7 @@ import yaml
 
 from sfumato.attacks import ThreatModel
 from sfumato.bench.aggregate import FIGURES, Change, Figure, Line, Spread
+from sfumato.bench.costs import COSTS
 from sfumato.bench.curves import Correlation, Matched
 from sfumato.bench.expansion import point_label
 from sfumato.bench.experiment import packaged_names
@@ -147,6 +148,19 @@ def entropy(result: Result) -> Iterator[str]:
     if len(found.by_row) > 1:
         yield "Along each row’s own curve, over all its seeds:"
         yield markdown(["row", "models", "ρ", "p"], [_correlated(row, one) for row, one in found.by_row.items()])
+
+
+def what_it_costs(result: Result) -> Iterator[str]:
+    """What the halves of each row's models cost."""
+    if not result.costs:
+        return
+    yield "## What the halves cost"
+    yield filled(
+        "For one image; MACs are the multiply–accumulates of convolutions and linear layers. Where seeds differ, the "
+        "least and the most."
+    )
+    lines = [[escaped(row), *(_counts(*found[name]) for name in COSTS)] for row, found in result.costs.items()]
+    yield markdown(["row", *COSTS.values()], lines)
 
 
 def doubts(result: Result) -> Iterator[str]:
@@ -344,6 +358,10 @@ def _matched_line(row: str, over: str, found: Matched) -> list[str]:
 
 def _range(low: float, high: float) -> str:
     return percent(low) if low == high else f"{fixed(100 * low, 1)} to {percent(high)}"
+
+
+def _counts(least: int, most: int) -> str:
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _name(result: Result, line: Line) -> str:
