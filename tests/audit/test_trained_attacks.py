@@ -179,5 +179,20 @@ def test_the_search_lies_between_the_minimum_and_its_own_encoder(sigma: float) -
     assert 1 - 4 * whole.attack.ratio.error <= whole.attack.ratio.value <= min(1.15, alone.attack.ratio.value + 0.005)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "sigma", "threat_model"),
+    [("patches", 0.1, "white-box"), ("smooth", 0.1, "gray-box"), ("smooth", 0.03, "black-box")],
+)
+def test_all_of_latent_prior_finds_the_minimum(name: str, sigma: float, threat_model: ThreatModel) -> None:
+    """With a good encoder: the search, through the edge or one that was taught, takes it nowhere else."""
+    spec, sizes = replace(ENCODER, steps=40, refine_steps=40), replace(EASY, test=600)
+    bed = STANDARD_BEDS[name].build(sigma)
+    row = measure(name, bed, attack=spec, sizes=sizes, threat_model=threat_model, runtime=runtime())
+    assert row.attack is not None
+    assert row.broken() == ()
+    assert 1 - 4 * row.attack.ratio.error <= row.attack.ratio.value <= 1.03
+
+
 def runtime() -> Runtime:
     return Runtime(fabric=make_fabric("cpu"))

@@ -42,7 +42,7 @@ def bench_command(
     /,
     *,
     size: Annotated[
-        Literal["small", "paper"], Parameter(help="small: about an hour on two cores; paper: as published.")
+        Literal["small", "paper"], Parameter(help="small: an hour or so on two cores; paper: as published.")
     ] = "small",
     seeds: Annotated[list[int] | None, _Many, Parameter(help="In place of the experiment's own.")] = None,
     only: Annotated[list[str] | None, _Many, Parameter(help="Run these rows alone, by their labels.")] = None,
