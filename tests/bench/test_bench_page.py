@@ -89,10 +89,18 @@ def test_what_is_missing_is_named(tmp_path):
     }
     result = result_of(PAPER, some)
     text = " ".join(page(result, tmp_path).split())
-    assert "5 of 8 runs are there. **Missing: Dropout (seed 1) and Dropout+CEM (seeds 0 and 1).**" in text
+    assert "5 of 8 runs are there. **Missing: Dropout (seed 1) and Dropout+CEM.**" in text
     assert rows_of(page(result, tmp_path), "Dropout+CEM")[0][:4] == ["Dropout+CEM", "0", "–", "87.53"]
     data = json.loads((tmp_path / "digits-trial-small.json").read_text())
     assert data["missing"] == ["Dropout+CEM, seed 0", "Dropout, seed 1", "Dropout+CEM, seed 1"]
+
+
+def test_a_row_that_was_not_run_is_named_once_and_has_no_lines(tmp_path):
+    some = {key: value for key, value in CURVES.items() if key[0] != "noise+CEM" and key[1:] != (0.2, 1)}
+    text = page(result_of(SWEPT, some), tmp_path)
+    assert "**Missing: noise (σ = 0.2) (seed 1) and noise+CEM.**" in " ".join(text.split())
+    assert [row[0] for row in rows_of(text, "noise+CEM, σ = 0.2")] == []
+    assert len(rows_of(text, "noise, σ = 0.2")) == 1
 
 
 def test_a_page_without_any_card(tmp_path):

@@ -247,11 +247,24 @@ def _state(result: Result) -> str:
     text = f"Size: {result.size}. {there} of {total} runs are there."
     if not result.missing:
         return text
-    gone: dict[str, list[str]] = {job.label: [] for job in result.jobs}  # in the order of the table
-    for job in result.missing:
-        gone[job.label].append(str(job.seed))
-    each = [f"{escaped(label)} ({plural(len(s), 'seed')} {listing(s)})" for label, s in gone.items() if s]
+    run = _rows_that_were_run(result)
+    # In the order of the table; of a row that was not run at all, the name alone.
+    gone: dict[str, list[str]] = {}
+    for job in result.jobs:
+        seeds = gone.setdefault(job.label if job.row in run else job.row, [])
+        if job.row in run and job.key not in result.cards:
+            seeds.append(str(job.seed))
+    rows = {job.row for job in result.jobs} - run
+    each = [
+        escaped(name) if name in rows else f"{escaped(name)} ({plural(len(seeds), 'seed')} {listing(seeds)})"
+        for name, seeds in gone.items()
+        if seeds or name in rows
+    ]
     return f"{text} **Missing: {listing(each)}.**"
+
+
+def _rows_that_were_run(result: Result) -> set[str]:
+    return {job.row for job in result.jobs if job.key in result.cards}
 
 
 def _command(result: Result) -> Iterator[str]:
@@ -260,7 +273,7 @@ def _command(result: Result) -> Iterator[str]:
     name = result.experiment.name
     yield from ("sfumato", "bench", name if name in packaged_names() else f"{name}.yaml", "--size", result.size)
     yield from ("--seeds", *dict.fromkeys(str(job.seed) for job in result.jobs))
-    run = {job.row for job in result.jobs if job.key in result.cards}
+    run = _rows_that_were_run(result)
     if run and run != {job.row for job in result.jobs}:
         yield from ("--only", *(row.label for row in result.experiment.rows if row.label in run))
 
@@ -298,8 +311,10 @@ def _table(result: Result, table: Table) -> str:
     header = ["row", "seeds"]
     for figure in FIGURES:
         header += [figure.title, *(["paper"] if figure in printed else [])]
-    lines = []
+    lines, run = [], _rows_that_were_run(result)
     for line in table.lines:
+        if line.row not in run and not line.published:  # nothing to show, and named as missing
+            continue
         cells = [_name(result, line), str(len(line.seeds))]
         for figure in FIGURES:
             cells.append(_figure(figure, line.figures))
