@@ -45,6 +45,24 @@ def reconstruct(attack: Attack, model: SplitModel) -> Any:
     return attack(target_of(model), make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
 
 
+class Counting(nn.Module):
+    """Counts its passes, those of its copies included."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.passes: list[int] = _Shared()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes.append(len(x))
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+class _Shared(list[int]):
+    def __deepcopy__(self, memo: Any) -> _Shared:
+        return self
+
+
 class TestObservations:
     @pytest.mark.parametrize("k", [1, 4, 16])
     def test_noise_averages_out_as_one_over_k(self, k: int) -> None:
@@ -62,6 +80,26 @@ class TestObservations:
         singles = torch.stack([one.query(x) for _ in range(5)])
         torch.testing.assert_close(many.under(observations=5).query(x), singles.mean(0))
         assert many.queries == one.queries == 30
+
+    @pytest.mark.parametrize("sigma", [0.0, 0.1])
+    def test_an_edge_that_answers_alike_is_not_asked_again(self, sigma: float) -> None:
+        """Alike twice is alike; the channel is asked as often as before."""
+        edge = Counting(nn.Identity())
+        split = identity_split(AdditiveNoise(sigma, "gaussian")).with_parts(edge=edge)
+        target, x = target_of(split).under(observations=16), make_images(6).images / 255
+        edge.passes.clear()
+        mean = target.query(x)
+        assert (len(edge.passes), target.queries) == (2, 96)
+        assert float((mean - x).std()) == pytest.approx(sigma / 4, rel=0.1)
+
+    def test_an_edge_that_draws_is_asked_each_time(self) -> None:
+        edge, x = Counting(AdditiveNoise(0.1, "gaussian")), make_images(6).images / 255
+        set_generator(edge, generator(1))
+        target = target_of(identity_split().with_parts(edge=edge)).under(observations=16)
+        edge.passes.clear()
+        mean = target.query(x)
+        assert len(edge.passes) == 16
+        assert float((mean - x).std()) == pytest.approx(0.1 / 4, rel=0.1)
 
     def test_training_queries_are_averaged_and_counted_too(self) -> None:
         spy = Spy(asks=2, observations=3)

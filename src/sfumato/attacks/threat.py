@@ -48,17 +48,17 @@ class BlackBox:
 
         victims = int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
-        def through(x: Tensor, noise: torch.Generator) -> Tensor:
+        def through(x: Tensor, times: int, noise: torch.Generator) -> Tensor:
             set_generator(model, noise)
             with torch.no_grad():
-                return torch.cat([model.send(part) for part in torch.split(x.to(dtype), _BATCH)])
+                return torch.cat([_mean_sent(model, part, times) for part in torch.split(x.to(dtype), _BATCH)])
 
-        def wiretap() -> Callable[[Tensor], Tensor]:
+        def wiretap() -> Callable[[Tensor, int], Tensor]:
             return partial(through, noise=torch.Generator(generator.device).manual_seed(victims))
 
         # Kept in closures, not in attributes: an attack reaches neither the weights nor the noise of what it intercepts
         # by accident.
-        self._send: Callable[[Tensor], Tensor] = partial(through, noise=generator)
+        self._send: Callable[[Tensor, int], Tensor] = partial(through, noise=generator)
         self._wiretap, self._generator = wiretap, generator
 
     @property
@@ -97,12 +97,7 @@ class BlackBox:
         if self.remaining is not None and wanted > self.remaining:
             raise BudgetError("queries", wanted, f"at most {self.remaining}, what is left")
         self._meter.count += wanted
-        if self.observations == 1:
-            return self._send(x)
-        mean = self._send(x)
-        for seen in range(2, self.observations + 1):
-            mean += (self._send(x) - mean) / seen
-        return mean
+        return self._send(x, self.observations)
 
     def state_dict(self) -> dict[str, Any]:
         """Queries so far and the random state of what answers them, for an attack that resumes."""
@@ -175,6 +170,18 @@ def wire(target: BlackBox, observations: int) -> BlackBox:
     view = target.under(observations=observations)
     view._limit, view._meter, view._send = None, _Meter(), target._wiretap()
     return view
+
+
+def _mean_sent(model: SplitModel, x: Tensor, times: int) -> Tensor:
+    """Mean of what is sent of the same images; an edge that answers alike twice is not asked again."""
+    clean, steady = model.edge(x), False
+    mean: Tensor = model.channel(clean)
+    for seen in range(2, times + 1):
+        if not steady:
+            before, clean = clean, model.edge(x)
+            steady = torch.equal(before, clean)
+        mean = mean + (model.channel(clean) - mean) / seen
+    return mean
 
 
 def _frozen(split: SplitModel, generator: torch.Generator) -> SplitModel:
