@@ -178,27 +178,51 @@ def test_many_victims_come_in_batches_and_in_order() -> None:
     assert [len(z) for z in spy.seen[1:]] == [256, 256, 88]
 
 
+def restored(target: BlackBox) -> torch.Generator:
+    found = torch.Generator()
+    found.set_state(target.state_dict()["generator"])
+    return found
+
+
+def rewound(target: BlackBox) -> torch.Generator:
+    return torch.Generator().manual_seed(restored(target).initial_seed())
+
+
+def drawn_like_the_target(target: BlackBox) -> torch.Generator:
+    source = rewound(target)
+    for _ in range(2):
+        seed = int(torch.randint(2**62, (), generator=source))
+    return torch.Generator().manual_seed(seed)
+
+
+def first_drawn_like_the_target(target: BlackBox) -> torch.Generator:
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=rewound(target))))
+
+
+GUESSES = [restored, rewound, first_drawn_like_the_target, drawn_like_the_target]
+
+
 @dataclasses.dataclass(frozen=True)
 class Redrawing(Attack):
-    """Takes the noise that a target answers with for that of what it intercepts, and subtracts it."""
+    """Guesses from what a target exposes what draws the noise of what it intercepts, and subtracts it."""
 
     name: ClassVar[str] = "redrawing"
     source: ClassVar[str] = "test"
     threat_models: ClassVar[frozenset[ThreatModel]] = frozenset(THREAT_MODELS)
     cost: ClassVar[str] = "nothing"
-    sigma: float = 0.1
+    guess: Any = None
 
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
-        guessed = torch.Generator()
-        guessed.set_state(target.state_dict()["generator"])
-        return Learned(lambda z: z - self.sigma * torch.randn(z.shape, generator=guessed))
+        guessed = self.guess(target)
+        return Learned(lambda z: z - 0.1 * torch.randn(z.shape, generator=guessed))
 
 
 @pytest.mark.parametrize("threat_model", THREAT_MODELS)
-def test_noise_of_what_is_intercepted_cannot_be_redrawn(threat_model: ThreatModel) -> None:
+@pytest.mark.parametrize("guess", GUESSES)
+def test_noise_of_what_is_intercepted_cannot_be_redrawn(guess: Any, threat_model: ThreatModel) -> None:
     victims = {"test": dataclasses.replace(VICTIMS["test"], images=VICTIMS["test"].images.clamp(120, 130))}
     target = target_of(identity_split(AdditiveNoise(0.1, "gaussian")), threat_model)
-    made = Redrawing()(target, make_knowledge(), victims, generator=generator(0), runtime=runtime())
+    made = Redrawing(guess=guess)(target, make_knowledge(), victims, generator=generator(0), runtime=runtime())
     assert float(made.quality["test"].mse.mean()) == pytest.approx(2 * 0.1**2, rel=0.1)
 
 

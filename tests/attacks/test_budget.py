@@ -58,6 +58,20 @@ class Counting(nn.Module):
         return self.inner(x)  # type: ignore[no-any-return]
 
 
+class Foreign(nn.Module):
+    """Draws from the global generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * torch.randn(x.shape)
+
+
+class Rarely(Stochastic):
+    """Adds 1 to one batch of ten."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self.uniform(x[:1, :1, :1, :1]) < 0.1).to(x.dtype)
+
+
 class _Shared(list[int]):
     def __deepcopy__(self, memo: Any) -> _Shared:
         return self
@@ -83,7 +97,7 @@ class TestObservations:
 
     @pytest.mark.parametrize("sigma", [0.0, 0.1])
     def test_an_edge_that_answers_alike_is_not_asked_again(self, sigma: float) -> None:
-        """Alike twice is alike; the channel is asked as often as before."""
+        """The channel is asked as often as ever."""
         edge = Counting(nn.Identity())
         split = identity_split(AdditiveNoise(sigma, "gaussian")).with_parts(edge=edge)
         target, x = target_of(split).under(observations=16), make_images(6).images / 255
@@ -92,14 +106,23 @@ class TestObservations:
         assert (len(edge.passes), target.queries) == (2, 96)
         assert float((mean - x).std()) == pytest.approx(sigma / 4, rel=0.1)
 
-    def test_an_edge_that_draws_is_asked_each_time(self) -> None:
-        edge, x = Counting(AdditiveNoise(0.1, "gaussian")), make_images(6).images / 255
+    @pytest.mark.parametrize("layer", [AdditiveNoise(0.1, "gaussian"), FeatureDropout(0.5), Foreign()], ids=repr)
+    def test_an_edge_that_draws_is_asked_each_time(self, layer: nn.Module) -> None:
+        edge, x = Counting(layer), torch.full((200, *SHAPE), 0.5)
         set_generator(edge, generator(1))
-        target = target_of(identity_split().with_parts(edge=edge)).under(observations=16)
+        split = identity_split().with_parts(edge=edge)
+        once, often = (target_of(split).under(observations=k) for k in (1, 16))
+        deviation = float(once.query(x).std())
         edge.passes.clear()
-        mean = target.query(x)
+        assert float(often.query(x).std()) == pytest.approx(deviation / 4, rel=0.05)
         assert len(edge.passes) == 16
-        assert float((mean - x).std()) == pytest.approx(0.1 / 4, rel=0.1)
+
+    def test_an_edge_that_draws_rarely_is_asked_each_time(self) -> None:
+        """That it answered alike twice says nothing."""
+        edge, x = Rarely(), torch.full((1, *SHAPE), 0.5)
+        set_generator(edge, generator(1))
+        target = target_of(identity_split().with_parts(edge=edge)).under(observations=400)
+        assert float(target.query(x).mean()) == pytest.approx(0.9 * 0.5 + 0.1 * 1.5, abs=0.06)
 
     def test_training_queries_are_averaged_and_counted_too(self) -> None:
         spy = Spy(asks=2, observations=3)

@@ -225,7 +225,7 @@ def test_experiments_on_one_data_set_share_their_models():
         jobs = expand(read_experiment(name), "small", only=["noise"])
         return {(job.seed, job.point): job.settings for job in jobs}
 
-    one, other = models("cem-figure-3"), models("cem-forms")
+    one, other = models("cem-figure-3"), models("cem-figure-4a")
     shared = one.keys() & other.keys()
     assert {seed for seed, _ in shared} == {0, 1}
     for key in shared:

@@ -76,9 +76,8 @@ def slow_lloyd(means: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Ten
         old = means.flatten(0, 1)[full].double()
         stray = max(own, key=lambda row: float((row - old).square().sum()))
         center = new.flatten(0, 1)[full]
-        new.view(k * m, d)[empty] = center + 0.1 * (stray - center)
+        new.view(k * m, d)[empty] = center + 0.01 * (stray - center)
         variances.view(-1)[empty] = variances.view(-1)[full]
-        weights.view(-1)[empty] = weights.view(-1)[full] = weights.view(-1)[full] / 2
     return new, variances, weights, counts
 
 
@@ -268,27 +267,40 @@ def test_empty_component_is_split_from_the_fullest_of_its_class(form: Covariance
     mixture = started(ClassMixture(2, 3, 1, form), starts)
     mixture.refresh(Stream(z, y, batch=1), generator=seeded())
     third = 10 / 3
-    # One for one: the fullest, of which there is one, has half left. A class of one feature has nothing to split.
-    assert mixture.means[0].flatten().tolist() == pytest.approx([third, -100, third + 0.1 * (9 - third)])
+    # One for one, and there is one. A class of one feature has nothing to split.
+    assert mixture.means[0].flatten().tolist() == pytest.approx([third, -100, third + 0.01 * (9 - third)])
     assert mixture.means[1].flatten().tolist() == [70.0, 50.0, 40.0]
-    assert mixture.weights.tolist() == [[0.5, 0, 0.5], [1, 0, 0]]
+    assert mixture.weights.tolist() == [[1, 0, 0], [1, 0, 0]]
     variances = mixture.covariances[0].flatten().tolist()
     assert variances[0] == variances[2] == pytest.approx(146 / 9)
     mixture.refresh(Stream(z, y, batch=1), generator=seeded())
-    assert mixture.means[0].flatten().tolist() == pytest.approx([0.5, 0.5 + 0.1 * (0 - 0.5), 9])
-    assert mixture.weights[0].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+    assert mixture.means[0].flatten().tolist() == pytest.approx([0.5, 0.5 + 0.01 * (0 - 0.5), 9])
+    assert mixture.weights[0].tolist() == pytest.approx([2 / 3, 0, 1 / 3])
 
 
-def test_components_lost_far_away_come_back() -> None:
-    """Ten dimensions that matter among sixty-four; the cloud has left all centers but one behind."""
-    z = torch.randn(400, 10, generator=seeded(1)) @ torch.randn(10, 64, generator=seeded(2))
-    y = torch.zeros(400, dtype=torch.int64)
-    centers = torch.full((1, 5, 64), -1000.0)
+@pytest.mark.parametrize("dim", [8, 512, 4096])
+def test_components_lost_far_away_come_back(dim: int) -> None:
+    """As many dimensions as there are, all alike: on its farthest feature a component would keep that one alone."""
+    z, y = torch.randn(400, dim, generator=seeded()), torch.zeros(400, dtype=torch.int64)
+    centers = torch.full((1, 5, dim), -1000.0)
     centers[0, 3] = 0
-    mixture = started(ClassMixture(1, 5, 64), centers)
+    mixture = started(ClassMixture(1, 5, dim), centers)
+    mixture.weights.copy_(torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]))
+    for _ in range(4):
+        mixture.refresh(Stream(z, y, 100), generator=seeded())
+    assert mixture.assign(z, y).bincount(minlength=5).min() >= 20
+    torch.testing.assert_close(mixture.weights.sum(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("form", ["isotropic", "diagonal", "full"])
+@pytest.mark.parametrize("distinct", [1, 2])
+def test_what_waits_to_be_used_is_not_in_the_rate(form: Covariance, distinct: int) -> None:
+    """Five components of one or two different features: no rate but that of telling these apart."""
+    z, y = torch.eye(2)[torch.arange(40) % distinct], torch.zeros(40, dtype=torch.int64)
+    mixture = ClassMixture(1, 5, 2, form)
     for _ in range(4):
         mixture.refresh(Stream(z, y), generator=seeded())
-    assert mixture.weights.min() * 400 >= 20, "and holds more than a stray"
+    assert mixture.rate(1e-4) == pytest.approx(math.log(distinct), abs=1e-6)
 
 
 @pytest.mark.parametrize("far", [0.0, 1000.0])
@@ -299,7 +311,7 @@ def test_full_covariance_of_a_component_without_a_second_feature_is_its_class_s(
     starts = [[[1.0, 1.0], [9.0, 8.0], [-99.0, 0.0], [-99.0, 9.0]], [[50.0, 60.0]] * 4]
     mixture = started(ClassMixture(2, 4, 2, "full"), far + torch.tensor(starts))
     mixture.refresh(Stream(z, y, batch=2), generator=seeded())
-    assert mixture.weights[0].tolist() == pytest.approx([0.4, 0.2, 0, 0.4])
+    assert mixture.weights[0].tolist() == pytest.approx([0.8, 0.2, 0, 0])
     own, of_class = (torch.cov(rows.double().T, correction=0) for rows in (z[:4], z[:5]))
     close = {"atol": 0.1, "rtol": 0} if far else {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(mixture.covariances[0, ::3].double(), own.expand(2, 2, 2), **close)

@@ -160,15 +160,18 @@ def test_features_that_come_to_an_emptied_component_are_not_pulled_as_if_it_had_
     mixture.means[0, 1], mixture.means[0, 2] = 99.0, -99.0
     mixture.ready.fill_(True)
     mixture.refresh(lambda: iter([(z, torch.zeros(200, dtype=torch.int64))]), generator=seeded())
-    assert mixture.weights.tolist() == [[0.5, 0, 0.5]]
-    near = mixture.means[0, empty] + 0.3 * torch.eye(D, dtype=torch.float64)
+    assert mixture.weights.tolist() == [[1, 0, 0]]
+    away = mixture.means[0, empty] - mixture.means[0, 0]
+    apart = away / away.norm() + 0.3 * torch.eye(D, dtype=torch.float64)
+    near = mixture.means[0, empty] + apart
     labels = torch.zeros(D, dtype=torch.int64)
+    assert mixture.assign(near, labels).tolist() == [empty] * D
     for _ in range(2):
         row = near.clone().requires_grad_()
         (pull,) = torch.autograd.grad(RateLoss(mixture, noise, 0.1 if form == "full" else 0.0)(row, labels), row)
-        # By the class's variance, about 1, or by their own, 0.09/D at least; with none it is 0.3/σ².
-        assert float(D * pull.diagonal().min()) > 0.02
-        assert float(D * pull.abs().max()) < 0.3 / (0.09 / D) * 1.1
+        # Divided by the class's variance, about 1, or by their own, about 1/D; by nothing it would be 1/σ².
+        strength = D * (pull * apart).sum(1) / apart.square().sum(1)
+        assert 0.2 < float(strength.min()) <= float(strength.max()) < 2 * D
     assert mixture.covariances[0, empty].any()
 
 

@@ -43,23 +43,24 @@ class BlackBox:
         self.observations = 1
         self._limit: int | None = None
         self._meter = _Meter()  # shared by all views of this target
-        model = _frozen(split, generator)
+        # Of each a stream that nothing tells of the other; a generator's state gives away the seed that it began with.
+        self._generator, victims = _child(generator), _seed(generator)
+        model = _frozen(split, self._generator)
         dtype = next((p.dtype for p in model.parameters()), None)  # images come in float32 whatever the model's is
-
-        victims = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        draws = any(isinstance(layer, Stochastic) for layer in model.edge.modules())
 
         def through(x: Tensor, times: int, noise: torch.Generator) -> Tensor:
             set_generator(model, noise)
             with torch.no_grad():
-                return torch.cat([_mean_sent(model, part, times) for part in torch.split(x.to(dtype), _BATCH)])
+                return torch.cat([_mean_sent(model, part, times, draws) for part in torch.split(x.to(dtype), _BATCH)])
 
         def wiretap() -> Callable[[Tensor, int], Tensor]:
             return partial(through, noise=torch.Generator(generator.device).manual_seed(victims))
 
         # Kept in closures, not in attributes: an attack reaches neither the weights nor the noise of what it intercepts
         # by accident.
-        self._send: Callable[[Tensor, int], Tensor] = partial(through, noise=generator)
-        self._wiretap, self._generator = wiretap, generator
+        self._send: Callable[[Tensor, int], Tensor] = partial(through, noise=self._generator)
+        self._wiretap = wiretap
 
     @property
     def queries(self) -> int:
@@ -137,7 +138,7 @@ class WhiteBox(GrayBox):
 
     def __init__(self, split: SplitModel, *, generator: torch.Generator) -> None:
         super().__init__(split, generator=generator)
-        model = _frozen(split, generator)
+        model = _frozen(split, self._generator)
         self.edge, self.channel = model.edge, model.channel
 
 
@@ -150,8 +151,7 @@ def make_target(split: SplitModel, threat_model: ThreatModel, *, generator: torc
     Args:
         split: The model as deployed.
         threat_model: ``white-box``, ``gray-box`` or ``black-box``.
-        generator: Source of the noise in what the attacker's queries are answered with, and of a seed for that in what
-            it intercepts.
+        generator: Source of two seeds: of the noise in answers to queries, and of that in what is intercepted.
 
     Raises:
         InputError: No such threat model.
@@ -164,24 +164,36 @@ def make_target(split: SplitModel, threat_model: ThreatModel, *, generator: torc
 def wire(target: BlackBox, observations: int) -> BlackBox:
     """What the victims' device sends of their images, so often: no query of the attacker's, whatever its budget.
 
-    Its noise comes from a generator that the target does not have, and is the same each time that this is called: every
-    attack on a target meets the same features.
+    Its noise comes from a generator that the target does not have, and is the same each time that this is called: all
+    attacks on a target that intercept equally often meet the same features.
     """
     view = target.under(observations=observations)
     view._limit, view._meter, view._send = None, _Meter(), target._wiretap()
     return view
 
 
-def _mean_sent(model: SplitModel, x: Tensor, times: int) -> Tensor:
-    """Mean of what is sent of the same images; an edge that answers alike twice is not asked again."""
+def _mean_sent(model: SplitModel, x: Tensor, times: int, draws: bool) -> Tensor:
+    """Mean of what is sent of the same images.
+
+    An edge without a layer that ``draws`` is asked twice, and again only if the answers differ: a layer of someone
+    else's may draw from elsewhere.
+    """
     clean, steady = model.edge(x), False
     mean: Tensor = model.channel(clean)
     for seen in range(2, times + 1):
         if not steady:
             before, clean = clean, model.edge(x)
-            steady = torch.equal(before, clean)
+            steady = not draws and torch.equal(before, clean)
         mean = mean + (model.channel(clean) - mean) / seen
     return mean
+
+
+def _child(generator: torch.Generator) -> torch.Generator:
+    return torch.Generator(generator.device).manual_seed(_seed(generator))
+
+
+def _seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 
 def _frozen(split: SplitModel, generator: torch.Generator) -> SplitModel:

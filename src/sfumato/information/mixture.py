@@ -17,7 +17,7 @@ from sfumato.information.rate import mixture_rate
 Covariance = Literal["isotropic", "diagonal", "full"]
 _SAMPLES_PER_COMPONENT = 20
 _CHUNK = 2048
-_SPLIT = 0.1
+_SPLIT = 0.01
 
 
 class ClassMixture(nn.Module):
@@ -25,10 +25,11 @@ class ClassMixture(nn.Module):
 
     Started by k-means++ (Arthur & Vassilvitskii 2007) on a sample of each class, refreshed by one Lloyd pass over
     a stream of features, warm-started. Memory does not grow with the data: a pass keeps sums only. A component that a
-    pass leaves empty is re-seeded by splitting one of its class that holds many, the fullest first (Linde, Buzo & Gray
-    1980): with its covariance and half of its weight, a little way from its center to its farthest feature. On that
-    feature itself, in many dimensions, it would keep hardly any other. Between passes, :meth:`track` follows the
-    features batch by batch. For a mixture that knows no classes, let K be 1 and y be 0.
+    pass leaves empty is re-seeded for what comes next by splitting a full one of its class (Linde, Buzo & Gray 1980): a
+    little way from its center towards its farthest feature, with its covariance. On that feature itself, in many
+    dimensions, it would keep hardly any other. What the pass found stays as it is, for the weight of an empty component
+    is 0. Between passes, :meth:`track` follows the features batch by batch. For a mixture that knows no classes, let K
+    be 1 and y be 0.
 
     Args:
         num_classes: K.
@@ -40,8 +41,9 @@ class ClassMixture(nn.Module):
     Attributes:
         covariance: Their form.
         means: (K, M, D).
-        covariances: About the centers: (K, M), (K, M, D) or (K, M, D, D), by the form. A ``full`` one needs
-            two features: with fewer, a component has that of its class, about the class's mean.
+        covariances: About the centers: (K, M), (K, M, D) or (K, M, D, D), by the form. A component that was re-seeded
+            has that of the one that was split for it. A ``full`` one needs two features: with fewer, another component
+            has that of its class, about the class's mean.
         weights: (K, M), summing to 1 within a class.
         counts: (K,), images of each class in the last pass.
         ready: Whether there was a pass.
@@ -108,8 +110,9 @@ class ClassMixture(nn.Module):
     def _nearest(self) -> Callable[[Tensor, Tensor], Tensor]:
         """:meth:`assign`, with what depends on the centers alone computed once."""
         # |z|² is the same for all components of a row, so the nearest is found without it. From the middle of its
-        # class's centers: far from zero the terms would cancel.
-        middle = self.means.mean(1, keepdim=True)
+        # class: far from zero the terms would cancel, and so they would if centers counted that were left behind.
+        unseen = self.weights.sum(1, keepdim=True) == 0
+        middle = torch.where(unseen, 1 / self.weights.shape[1], self.weights).unsqueeze(1) @ self.means
         means = self.means - middle
         offsets = means.square().sum(2) + 2 * (means * middle).sum(2)  # (K, M)
 
@@ -242,7 +245,7 @@ class ClassMixture(nn.Module):
     def _reseed(self, counts: Tensor, strays: Tensor) -> None:
         """Split full components for empty ones: in each class the fullest for one, the next fullest for the next.
 
-        Where more than half of a class's components are empty, some stay so until the next pass.
+        Each is split once, if it holds two features: where a class has more empty ones, some wait for a later pass.
         """
         order = counts.argsort(dim=1, descending=True, stable=True)
         pairs = counts.shape[1] // 2
@@ -251,7 +254,6 @@ class ClassMixture(nn.Module):
         old, new = (classes, full[classes, pair]), (classes, empty[classes, pair])
         self.means[new] = self.means[old].lerp(strays[old], _SPLIT)
         self.covariances[new] = self.covariances[old]
-        self.weights[new] = self.weights[old] = self.weights[old] / 2
 
 
 def require_refreshed(mixture: ClassMixture) -> None:
