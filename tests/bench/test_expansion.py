@@ -270,6 +270,21 @@ def test_figures_share_with_figure_4_a_what_their_headers_say(name, rows, size, 
 
 
 @pytest.mark.parametrize("size", ["small", "paper"])
+@pytest.mark.parametrize("name", ["auto-cifar10", "feature-attacks"])
+def test_other_attacks_are_on_the_models_of_the_table(name, size):
+    table = trained("cem-table-cifar10", size)
+    for label, some in trained(name, size).items():
+        assert some == table[label]
+
+
+def test_the_forms_start_from_the_noise_of_the_table():
+    shared = trained("cem-forms", "small", rows={"noise": "Bottleneck+noise"})["Bottleneck+noise"]
+    assert trained("cem-table-cifar10", "small")["Bottleneck+noise"] < shared
+    forms, table = (read_experiment(name).sizes["small"] for name in ("cem-forms", "cem-table-cifar10"))
+    assert forms.attacks == table.attacks
+
+
+@pytest.mark.parametrize("size", ["small", "paper"])
 def test_the_pictures_are_of_the_models_of_the_table(size):
     pictures, table = trained("cem-figure-5", size), trained("cem-table-tinyimagenet", size)
     assert set(table) - set(pictures) == {"Bottleneck+noise"}

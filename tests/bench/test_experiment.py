@@ -205,11 +205,10 @@ def test_the_paper_size_is_the_papers_protocol(name):
 @pytest.mark.parametrize("name", packaged_names())
 def test_every_attack_that_the_paper_printed_is_of_the_paper_size(name):
     experiment = read_experiment(name)
-    *first, last = experiment.sizes["paper"].attacks
+    attacks = experiment.sizes["paper"].attacks
     if name == "auto-cifar10":
-        assert last == {"attack": "auto", "level": "thorough"}
-        last = first[0]
-    found = [build(attack) for attack in [*first, last]]
+        assert attacks[-1] == {"attack": "auto", "level": "thorough"}
+    found = [build(attack) for attack in attacks if attack["attack"] != "auto"]
     printed = {kind for kind in ("decoder", "gan") if any(experiment.published(kind).values())}
     if name.startswith("cem-table-"):
         assert printed == {attack.name for attack in found} == {"decoder", "gan"}

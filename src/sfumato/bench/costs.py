@@ -1,4 +1,4 @@
-"""What the two halves of each row's models cost: a pruned edge is another for every seed."""
+"""What the two halves of each row's models cost: that of a pruned edge differs from seed to seed."""
 
 from __future__ import annotations
 

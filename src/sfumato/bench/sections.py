@@ -156,8 +156,8 @@ def what_it_costs(result: Result) -> Iterator[str]:
         return
     yield "## What the halves cost"
     yield filled(
-        "For one image; MACs are the multiply–accumulates of convolutions and linear layers. Where seeds differ, the "
-        "least and the most."
+        "For one image; MACs are the multiply–accumulates of convolutions and linear layers. Where the models of a row "
+        "differ, the least and the most."
     )
     lines = [[escaped(row), *(_counts(*found[name]) for name in COSTS)] for row, found in result.costs.items()]
     yield markdown(["row", *COSTS.values()], lines)
@@ -248,19 +248,13 @@ def _state(result: Result) -> str:
     if not result.missing:
         return text
     run = _rows_that_were_run(result)
-    # In the order of the table; of a row that was not run at all, the name alone.
-    gone: dict[str, list[str]] = {}
-    for job in result.jobs:
-        seeds = gone.setdefault(job.label if job.row in run else job.row, [])
-        if job.row in run and job.key not in result.cards:
-            seeds.append(str(job.seed))
-    rows = {job.row for job in result.jobs} - run
-    each = [
-        escaped(name) if name in rows else f"{escaped(name)} ({plural(len(seeds), 'seed')} {listing(seeds)})"
-        for name, seeds in gone.items()
-        if seeds or name in rows
-    ]
-    return f"{text} **Missing: {listing(each)}.**"
+    rows = dict.fromkeys(escaped(job.row) for job in result.jobs if job.row not in run)
+    seeds: dict[str, list[str]] = {job.label: [] for job in result.jobs if job.row in run}  # in the order of the table
+    for job in result.missing:
+        if job.row in run:
+            seeds[job.label].append(str(job.seed))
+    some = [f"{escaped(label)} ({plural(len(s), 'seed')} {listing(s)})" for label, s in seeds.items() if s]
+    return f"{text} **Missing: {listing([*some, *rows])}.**"
 
 
 def _rows_that_were_run(result: Result) -> set[str]:
