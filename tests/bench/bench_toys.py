@@ -12,6 +12,7 @@ from PIL import Image
 
 from sfumato.audit import Card
 from sfumato.bench import Job
+from sfumato.storage import hash_of
 
 DIGITS: dict[str, Any] = {
     "name": "digits-trial",
@@ -84,11 +85,12 @@ def card(
     seconds: float = 30.0,
     first: int = 0,
     cost: int = 1,
+    run: str | None = None,
 ) -> Card:
     quality = {"mse": 0.06, "psnr": 12.0, "ssim": 0.2}
     return Card.model_validate(
         {
-            "run": "train-0123456789abcdef",
+            "run": f"train-{hash_of([job.row, job.point, job.seed] if run is None else run)}",
             "defense": {"label": job.label, "parts": [{"name": "noise", "arguments": {"sigma": 0.5}}]},
             "data": {
                 "source": "digits", "checksum": "a" * 64, "image_shape": (3, 4, 4), "classes": ["0", "1"],

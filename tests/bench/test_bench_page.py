@@ -304,7 +304,10 @@ def test_environment_and_doubts(tmp_path):
     assert "- `not-averaged`: 8 of 8 cards" in text
     assert "- sfumato 0.1.0, torch 2.9.0, Python 3.11.2, Linux, cpu, 2 threads\n" in text
     assert "- digits: 1,000 training, 100 validation and 200 test images of 2 classes\n" in text
-    assert "- 8 runs, 1 h 20 min of training and attacks, the last finished on 2025-01-02" in text
+    assert "- 8 models, 1 h 20 min of training and attacks, the last finished on 2025-01-02" in text
+    shared = {key: (*found[:2], {"run": "one"} if key[0].startswith("Dropout") else {}) for key, found in TABLE.items()}
+    text = page(result_of(PAPER, shared, seconds=600.0), tmp_path)
+    assert "- 5 models, 50 min of training and attacks" in text
 
 
 def test_several_attacks_have_a_table_each(tmp_path):

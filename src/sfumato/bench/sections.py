@@ -196,7 +196,8 @@ def what_was_run(result: Result) -> Iterator[str]:
 
 def environment(result: Result) -> Iterator[str]:
     """Where the cards were made, and how long it took."""
-    cards = list(result.cards.values())
+    # Rows of one method share their model and its attacks: what was done once is counted once.
+    cards = list({card.run: card for card in result.cards.values()}.values())
     if not cards:
         return
     yield "## Environment"
@@ -214,7 +215,7 @@ def environment(result: Result) -> Iterator[str]:
     took = sum(card.timing.train_seconds + card.timing.attack_seconds for card in cards)
     last = max(card.timing.finished for card in cards)
     mean = first.mean_image
-    done = f"{len(cards)} {plural(len(cards), 'run')}"
+    done = f"{len(cards)} {plural(len(cards), 'model')}"
     facts = [
         *places,
         *sources,
