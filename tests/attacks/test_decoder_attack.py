@@ -15,6 +15,7 @@ from torch import nn
 
 from sfumato.attacks import DecoderAttack, Knowledge, Reconstruction
 from sfumato.attacks.feature import fitting
+from sfumato.attacks.threat import wire
 from sfumato.data import Batches, ImageSet, load
 from sfumato.defenses.noise import AdditiveNoise
 from sfumato.errors import CorruptFileError, InputError, Interrupted
@@ -111,7 +112,7 @@ def test_equals_training_by_hand(tmp_path: Path) -> None:
         assert row == pytest.approx(expected, rel=1e-6)
     assert ours.figures["epoch_kept"] == min(rows, key=lambda row: row["validation_loss"])["epoch"]
     with torch.no_grad():
-        images = decoder(target.query(VICTIMS["test"].images / 255))
+        images = decoder(wire(target, 1).query(VICTIMS["test"].images / 255))
     torch.testing.assert_close(ours.images["test"], images, rtol=1e-4, atol=1e-6)
     # Queries: validation before, after each epoch and at the end; the training images once an epoch.
     assert ours.queries == 9 * (1 + 3 + 1) + 3 * 24
@@ -122,7 +123,7 @@ def test_equals_training_by_hand(tmp_path: Path) -> None:
     [
         {"depth": 2},
         {"width": 5},
-        {"epochs": 2},
+        {"epochs": 30},
         {"lr": 0.001},
         {"batch_size": 12},
         {"weight_decay": 0.3},

@@ -16,6 +16,7 @@ from torch import nn
 from sfumato.attacks import GeneratorAttack, Knowledge, Reconstruction, ThreatModel
 from sfumato.attacks.feature import fitting
 from sfumato.attacks.feature.fitting import NetworkJob
+from sfumato.attacks.threat import wire
 from sfumato.data import Batches, load
 from sfumato.errors import CorruptFileError, InputError, Interrupted
 from sfumato.models import SplitModel
@@ -112,7 +113,7 @@ def test_equals_training_by_hand(tmp_path: Path) -> None:
     assert ours.figures["mse_after"] == pytest.approx(error(), rel=1e-5)
     assert ours.figures["epoch_kept"] == errors.index(min(errors))
     with torch.no_grad():
-        images = network(target.query(VICTIMS["test"].images / 255))
+        images = network(wire(target, 1).query(VICTIMS["test"].images / 255))
     torch.testing.assert_close(ours.images["test"], images, rtol=1e-4, atol=1e-6)
     assert ours.queries == 9 * (1 + 5 + 1) + 5 * 24
 

@@ -83,7 +83,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["exact", "full"])
+@pytest.mark.parametrize("name", ["exact", "isotropic", "diagonal", "full"])
 def test_two_processes_equal_one(name: str, together: Path) -> None:
     """A loss that is a mean over images, or of what is summed over shares, is the same whoever holds which half."""
     two, one = load_state(together / name / "outcome0"), CASES[name].run()

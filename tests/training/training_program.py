@@ -16,7 +16,19 @@ from training_toys import Case, ToyAdversary, generator, make_images, make_split
 
 from sfumato.attacks import DecoderAttack, Knowledge, make_target
 from sfumato.data import Augment
-from sfumato.defenses import CEM, Adversary, Bottleneck, Context, DeeperEdge, Noise, Prune, SlotAttention, chain
+from sfumato.defenses import (
+    CEM,
+    Adversary,
+    Bottleneck,
+    Context,
+    DeeperEdge,
+    FusedAttention,
+    GatedAttention,
+    Noise,
+    Prune,
+    SlotAttention,
+    chain,
+)
 from sfumato.errors import CorruptFileError, Interrupted
 from sfumato.information import ClassMixture
 from sfumato.models import SplitModel
@@ -62,19 +74,29 @@ CASES = {
         make_images(25),
         select_from=0,
     ),
-    # Covariances and factors that hold for an epoch, running weights that follow each step.
-    "full": Case(
-        CEM(0.5, components=2, schedule="constant", variant="full"),
-        Training(epochs=3, batch_size=6, lr=0.05, schedule="constant"),
-        make_images(24),
-        split=lambda: silent_split(),
-    ),
-    "slots": Case(
-        SlotAttention(2.0, hidden=5, slots=2, schedule="constant", attention_lr=0.1),
-        Training(epochs=2, batch_size=6, lr=0.05, schedule="constant"),
-        make_images(24),
-        split=lambda: silent_split(),
-    ),
+    # Running weights and variances that follow each step; full covariances hold for an epoch.
+    **{
+        variant: Case(
+            CEM(0.5, components=2, schedule="constant", variant=variant),
+            Training(epochs=3, batch_size=6, lr=0.05, schedule="constant"),
+            make_images(24),
+            split=lambda: silent_split(),
+        )
+        for variant in ("isotropic", "diagonal", "full")
+    },
+    **{
+        name: Case(
+            surrogate(2.0, hidden=5, schedule="constant", attention_lr=0.1, **arguments),
+            Training(epochs=2, batch_size=6, lr=0.05, schedule="constant"),
+            make_images(24),
+            split=lambda: silent_split(),
+        )
+        for name, surrogate, arguments in (
+            ("gated", GatedAttention, {}),
+            ("slots", SlotAttention, {"slots": 2}),
+            ("fused", FusedAttention, {"slots": 2}),
+        )
+    },
     # The player is no part of the model's loss.
     "beside": Case(ToyAdversary(punish=False), Training(epochs=2, batch_size=6, schedule="constant"), make_images(24)),
 }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import BudgetError, InputError, one_of
 from sfumato.models import SplitModel, Stochastic, initialize, set_generator
+from sfumato.storage import hash_of
 
 ThreatModel = Literal["white-box", "gray-box", "black-box"]
 THREAT_MODELS: tuple[ThreatModel, ...] = ("white-box", "gray-box", "black-box")
@@ -43,9 +44,7 @@ class BlackBox:
         self.observations = 1
         self._limit: int | None = None
         self._meter = _Meter()  # shared by all views of this target
-        # Of each a stream that nothing tells of the other; a generator's state gives away the seed that it began with.
-        self._generator, victims = _child(generator), _seed(generator)
-        model = _frozen(split, self._generator)
+        model = _frozen(split, generator)
         dtype = next((p.dtype for p in model.parameters()), None)  # images come in float32 whatever the model's is
         draws = any(isinstance(layer, Stochastic) for layer in model.edge.modules())
 
@@ -55,12 +54,12 @@ class BlackBox:
                 return torch.cat([_mean_sent(model, part, times, draws) for part in torch.split(x.to(dtype), _BATCH)])
 
         def wiretap() -> Callable[[Tensor, int], Tensor]:
-            return partial(through, noise=torch.Generator(generator.device).manual_seed(victims))
+            return partial(through, noise=_beside(generator))
 
         # Kept in closures, not in attributes: an attack reaches neither the weights nor the noise of what it intercepts
         # by accident.
-        self._send: Callable[[Tensor, int], Tensor] = partial(through, noise=self._generator)
-        self._wiretap = wiretap
+        self._send: Callable[[Tensor, int], Tensor] = partial(through, noise=generator)
+        self._wiretap, self._generator = wiretap, generator
 
     @property
     def queries(self) -> int:
@@ -138,7 +137,7 @@ class WhiteBox(GrayBox):
 
     def __init__(self, split: SplitModel, *, generator: torch.Generator) -> None:
         super().__init__(split, generator=generator)
-        model = _frozen(split, self._generator)
+        model = _frozen(split, generator)
         self.edge, self.channel = model.edge, model.channel
 
 
@@ -151,7 +150,8 @@ def make_target(split: SplitModel, threat_model: ThreatModel, *, generator: torc
     Args:
         split: The model as deployed.
         threat_model: ``white-box``, ``gray-box`` or ``black-box``.
-        generator: Source of two seeds: of the noise in answers to queries, and of that in what is intercepted.
+        generator: Source of the noise in answers to queries; the seed that it began with decides about that in what is
+            intercepted.
 
     Raises:
         InputError: No such threat model.
@@ -188,12 +188,10 @@ def _mean_sent(model: SplitModel, x: Tensor, times: int, draws: bool) -> Tensor:
     return mean
 
 
-def _child(generator: torch.Generator) -> torch.Generator:
-    return torch.Generator(generator.device).manual_seed(_seed(generator))
-
-
-def _seed(generator: torch.Generator) -> int:
-    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+def _beside(generator: torch.Generator) -> torch.Generator:
+    """A generator of the same beginnings whose numbers are none of the other's, in whatever state that is."""
+    seed = int(hash_of(["intercepted", generator.initial_seed()], length=15), 16)
+    return torch.Generator(generator.device).manual_seed(seed)
 
 
 def _frozen(split: SplitModel, generator: torch.Generator) -> SplitModel:
