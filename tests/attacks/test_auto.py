@@ -357,8 +357,8 @@ def doubts(
         (Shattered(), {"gradient-vanishes"}),
         (Rounded(), {"gradient-vanishes", "quantized"}),
         (Shaken(), {"averages-out"}),
-        (Rippled(), {"weights-do-not-help"}),
-        (Reversed(), {"quantized", "weights-do-not-help"}),
+        (Rippled(), {"optimization-falls-behind"}),
+        (Reversed(), {"quantized", "optimization-falls-behind"}),
     ],
     ids=["none", "shattered", "rounded", "shaken", "rippled", "reversed"],
 )

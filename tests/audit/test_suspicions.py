@@ -1,13 +1,22 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from sfumato.attacks import Auto, DecoderAttack, Reconstruction, Scene, ThreatModel, WhiteBox, make_target
+from sfumato.attacks import (
+    Auto,
+    DecoderAttack,
+    DeepPriorAttack,
+    LatentPriorAttack,
+    Reconstruction,
+    RMLEAttack,
+    Scene,
+    WhiteBox,
+    make_target,
+)
 from sfumato.audit.card import Quality as CardQuality
 from sfumato.audit.suspicions import (
     Evidence,
@@ -101,11 +110,6 @@ def test_each_reason_for_doubt_is_raised_and_alone(code, change):
     assert found[0].message.endswith((".", "tried."))
 
 
-@dataclass(frozen=True)
-class KnowsWeights(DecoderAttack):
-    threat_models: ClassVar[frozenset[ThreatModel]] = frozenset({"white-box"})
-
-
 @pytest.mark.parametrize(
     ("budgets", "errors", "raised"),
     [
@@ -150,17 +154,36 @@ def test_noise_that_averages_out_for_members_of_auto_with_any_budget(queries):
     assert [suspicion.code for suspicion in found] == ["averages-out"]
 
 
-@pytest.mark.parametrize(("knowing", "raised"), [(0.5, True), (0.65, False), (0.9, False)])
-def test_weights_that_do_not_help(knowing, raised):
-    attacks = {name: made() for name in ("rmle", "decoder")}
-    for name, ssim in (("rmle", knowing), ("decoder", 0.8)):
-        quality = attacks[name].quality["test"]
-        attacks[name] = replace(
-            attacks[name], quality={"test": replace(quality, ssim=torch.full_like(quality.ssim, ssim))}
-        )
-    specs = {"rmle": KnowsWeights(), "decoder": DecoderAttack()}
-    found = suspicions(replace(SOUND, attacks=attacks, specs=specs))
-    assert [suspicion.code for suspicion in found] == ["weights-do-not-help"] * raised
+def with_ssim(ssim, **more):
+    one = made(**more)
+    judged = one.quality["test"]
+    return replace(one, quality={"test": replace(judged, ssim=torch.full_like(judged.ssim, ssim))})
+
+
+@pytest.mark.parametrize(
+    ("specs", "raised"),
+    [
+        ({0.5: RMLEAttack(), 0.8: DecoderAttack()}, True),
+        ({0.5: RMLEAttack(), 0.65: DecoderAttack()}, False),
+        ({0.9: RMLEAttack(), 0.6: DecoderAttack()}, False),
+        ({0.5: RMLEAttack(), 0.75: DeepPriorAttack(), 0.8: DecoderAttack()}, False),
+        # The latent prior descends through the edge too, but it has learned from queries before.
+        ({0.5: RMLEAttack(), 0.8: LatentPriorAttack(threat_model="white-box"), 0.4: DecoderAttack()}, True),
+        ({0.5: LatentPriorAttack(), 0.8: DecoderAttack()}, False),
+        # A mean of 16 sendings is more than one sending, whoever looks at it.
+        ({0.5: RMLEAttack(), 0.8: DecoderAttack(observations=16)}, False),
+        ({0.5: RMLEAttack(observations=16), 0.8: DecoderAttack(observations=16)}, True),
+        ({0.5: RMLEAttack(), 0.8: DecoderAttack(observations=16), 0.75: DecoderAttack()}, True),
+    ],
+)
+def test_optimizing_through_the_edge_that_falls_behind_learning_from_it(specs, raised):
+    named = {f"{attack.name} {ssim}": attack for ssim, attack in specs.items()}
+    attacks = {f"{a.name} {ssim}": with_ssim(ssim, observations=a.observations) for ssim, a in specs.items()}
+    found = suspicions(replace(SOUND, attacks=attacks, specs=named))
+    told = [doubt.message for doubt in found if doubt.code == "optimization-falls-behind"]
+    assert [message[:74] for message in told] == [
+        "Attacks that only optimize the image through the edge reach SSIM 0.50, att"
+    ] * raised
 
 
 def touching(threat_model, mse, ssim, **more):
@@ -227,8 +250,12 @@ def test_who_was_given_more_of_something_else_is_no_measure(knowing, querying, r
 
 
 class Rounded(nn.Module):
+    def __init__(self, steps=4):
+        super().__init__()
+        self.steps = steps
+
     def forward(self, z):
-        return (z * 4).round() / 4
+        return (z * self.steps).round() / self.steps
 
 
 class Detached(nn.Module):
@@ -257,7 +284,19 @@ def test_levels_are_counted_on_what_is_sent():
     many = IMAGES.repeat(3, 1, 1, 1)
     assert levels_of(sent_through(Rounded()), many) == 5
     assert levels_of(sent_through(nn.Identity()), many) == IMAGES.numel()
-    assert levels_of(sent_through(Rounded()), IMAGES[:2]) is None
+    assert levels_of(sent_through(Rounded()), IMAGES[:1]) == 5
+    assert levels_of(sent_through(nn.Identity()), IMAGES[:1]) is None
+    assert levels_of(sent_through(Rounded(4096)), IMAGES) > 256, "not one of its levels is sent ten times"
+    assert levels_of(sent_through(nn.Threshold(2.0, 1.0)), IMAGES) is None, "one number says nothing"
+
+
+def test_numbers_that_are_mostly_zero_are_not_rounded():
+    """A sparse feature: few numbers but zero, and hardly two of them alike."""
+    sparse = nn.Threshold(0.96, 0.0)
+    kept = int((IMAGES > 0.96).sum())
+    assert 64 < kept < 256
+    assert levels_of(sent_through(sparse), IMAGES) is None
+    assert levels_of(sent_through(nn.Sequential(sparse, Rounded(100))), IMAGES) == 6
 
 
 class Channels(nn.Module):

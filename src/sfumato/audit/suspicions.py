@@ -90,6 +90,7 @@ def _all(evidence: Evidence) -> Iterator[tuple[str, str]]:
             "of use, so attacks that optimize the image say little here; those that learn from examples count.",
         )
     yield from _between(evidence.attacks, evidence.specs)
+    yield from _optimizing(evidence.attacks, evidence.specs)
     yield from _between_threat_models(evidence.attacks)
     if evidence.random_channel and all(attack.observations == 1 for attack in evidence.attacks.values()):
         yield (
@@ -100,7 +101,7 @@ def _all(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 
 def _between(attacks: Mapping[str, Reconstruction], specs: Mapping[str, Attack]) -> Iterator[tuple[str, str]]:
-    """What comparing attacks tells: more that does worse, noise that averages out, weights that do not help."""
+    """What one attack with two budgets tells: more that does worse, noise that averages out."""
     for (weaker, less), (stronger, more) in itertools.permutations(specs.items(), 2):
         small, large = (float(attacks[name].quality["test"].mse.mean()) for name in (weaker, stronger))
         if not _has_more(more, less):
@@ -118,15 +119,23 @@ def _between(attacks: Mapping[str, Reconstruction], specs: Mapping[str, Attack])
                 f"What is sent is random, and the mean of {more.observations} sendings of an image gives the attack "
                 f"{less.name} an MSE of {large:.4f} in place of {small:.4f}: the noise protects who is seen once.",
             )
-    seen = {name: float(attacks[name].quality["test"].ssim.mean()) for name in specs}
-    blind = [seen[name] for name, attack in specs.items() if attack.threat_models == frozenset({"white-box"})]
-    querying = [name for name, attack in specs.items() if "black-box" in attack.threat_models]
-    learned = [seen[name] for name in querying if specs[name].threat_model != "white-box"]
-    if blind and learned and max(learned) - max(blind) > _BEHIND:
+
+
+def _optimizing(attacks: Mapping[str, Reconstruction], specs: Mapping[str, Attack]) -> Iterator[tuple[str, str]]:
+    """Who only descends through the edge, and sends nothing, against who learns from what it sends."""
+    searching = {name: attacks[name] for name, attack in specs.items() if attack.query_free}
+    most = max((made.observations for made in searching.values()), default=0)
+    # Who saw more sendings of a victim was given something else, and is no measure.
+    learning = [made for name, made in attacks.items() if name in specs.keys() - searching.keys()]
+    learning = [made for made in learning if made.observations <= most]
+    if not learning:
+        return
+    ours, theirs = (1 - min(map(_unlikeness, group)) for group in (searching.values(), learning))
+    if theirs - ours > _BEHIND:
         yield (
-            "weights-do-not-help",
-            f"Attacks that know the edge's weights reach SSIM {max(blind):.2f}, attacks that only query it "
-            f"{max(learned):.2f}: the edge may hide its gradient, or the optimization may have failed.",
+            "optimization-falls-behind",
+            f"Attacks that only optimize the image through the edge reach SSIM {ours:.2f}, attacks that learn from "
+            f"what the edge answers {theirs:.2f}: it may hide its gradient, or the optimization may have failed.",
         )
 
 
@@ -247,11 +256,16 @@ def gradient_through(target: WhiteBox, x: Tensor) -> float:
 def levels_of(target: BlackBox, x: Tensor) -> int | None:
     """How many different numbers any channel sends of the images x (N, C, H, W), at most; ``None`` if too few to tell.
 
-    By channel, for an offset or a scale of its own makes other numbers of the same levels. Where a channel sends too
-    few to tell, as in a feature that is a vector, all numbers are counted together.
+    By channel, for an offset or a scale of its own makes other numbers of the same levels. Where that cannot tell, as
+    in a feature that is a vector, all numbers are counted together. Levels tell where they are sent ten times each, but
+    for the most frequent, which may be that of a rectifier or a mask and is no rounding.
     """
     z = target.query(x)
     for numbers in (z.transpose(0, 1).flatten(1), z.reshape(1, -1)):
-        if numbers.shape[1] >= 10 * _LEVELS:
-            return max(int(torch.unique(each).numel()) for each in numbers)
+        counts = [torch.unique(each, return_counts=True)[1] for each in numbers]
+        levels = max(map(len, counts))
+        others = sum(len(each) - 1 for each in counts)
+        repeated = sum(int(each.sum() - each.max()) for each in counts)
+        if levels > _LEVELS or (others > 0 and repeated >= 10 * others):
+            return levels
     return None
