@@ -79,6 +79,20 @@ def identity_split(channel: nn.Module | None = None) -> SplitModel:
     return made if channel is None else made.with_parts(channel=channel)
 
 
+class Detached(nn.Module):
+    """Sends the feature, and keeps no graph at all."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return z.detach()
+
+
+class Compared(nn.Module):
+    """Sends one bit an element; comparing keeps no graph either."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return (z > 0.5).to(z.dtype)
+
+
 def make_knowledge() -> Knowledge:
     return Knowledge(make_images(24, seed=3), make_images(9, seed=4), "auxiliary")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,8 @@ from attack_toys import (
     FABRIC,
     QUERY_FREE,
     SHAPE,
+    Compared,
+    Detached,
     GrayOnly,
     Spy,
     generator,
@@ -111,6 +114,14 @@ class TestContract:
             target_of(make_split(), threat_model), make_knowledge(), VICTIMS, generator=generator(1), runtime=runtime()
         )
         assert not torch.equal(other.images["test"], made.images["test"])
+
+    @pytest.mark.parametrize("channel", [Detached(), Compared()], ids=["detached", "compared"])
+    def test_runs_where_nothing_leads_back_to_the_image(self, name: str, channel: torch.nn.Module) -> None:
+        attack = CONTRACT[name]
+        target = target_of(make_split(defended=False).with_parts(channel=channel), max(attack.threat_models))
+        made = attack(target, make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime())
+        assert not made.diverged
+        assert all(math.isfinite(figure) for figure in made.figures.values())
 
     def test_checks_what_it_may_touch(self, name: str) -> None:
         """Also where it has more to check."""

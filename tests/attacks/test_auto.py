@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from attack_toys import QUERY_FREE, generator, make_images, make_knowledge, make_split, runtime, target_of
+from attack_toys import (
+    QUERY_FREE,
+    Compared,
+    Detached,
+    generator,
+    make_images,
+    make_knowledge,
+    make_split,
+    runtime,
+    target_of,
+)
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -355,12 +365,14 @@ def doubts(
     [
         (nn.Identity(), set()),
         (Shattered(), {"gradient-vanishes"}),
+        (Detached(), {"gradient-vanishes"}),
         (Rounded(), {"gradient-vanishes", "quantized"}),
+        (Compared(), {"gradient-vanishes", "quantized"}),
         (Shaken(), {"averages-out"}),
         (Rippled(), {"optimization-falls-behind"}),
         (Reversed(), {"quantized", "optimization-falls-behind"}),
     ],
-    ids=["none", "shattered", "rounded", "shaken", "rippled", "reversed"],
+    ids=["none", "shattered", "detached", "rounded", "compared", "shaken", "rippled", "reversed"],
 )
 def test_defenses_that_only_look_like_some_are_beaten(
     channel: nn.Module, expected: set[str], level: Any, monkeypatch: pytest.MonkeyPatch

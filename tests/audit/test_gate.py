@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfumato.attacks import auto
-from sfumato.audit import Card, audit, load_settings
+from sfumato.audit import Card, attack_run, audit, load_settings, train_all
 from sfumato.audit import check as audit_check
 from sfumato.audit.gate import METRICS, OPERATORS, SHAPE, Condition, check, gated, measure, parse, parse_all, unmeasured
+from sfumato.audit.runs import load_data
 from sfumato.errors import InputError, InputErrors, together
 from sfumato.training import Runtime, make_fabric
 
@@ -421,6 +422,17 @@ def test_a_condition_on_what_auto_runs_is_held_against_the_card(tmp_path, tiny_s
     settings = load_settings([tiny_settings, layer])
     cards = audit(settings, root=tmp_path, runtime=Runtime(fabric=make_fabric("cpu")))
     assert [one.defense for one in check(cards, settings.conditions())] == ["noise"]
+
+
+def test_a_condition_on_what_auto_does_not_run_is_said_before_a_trained_run_is_attacked(tmp_path, tiny_settings):
+    settings, runtime = load_settings([tiny_settings, {"defenses": ["dist_corr"]}]), Runtime(fabric=make_fabric("cpu"))
+    (run,) = train_all(settings, root=tmp_path, runtime=runtime)
+    condition = "decoder (observations=16):ssim>2"
+    layer = {"attacks": [{"attack": "auto", "level": "quick"}], "fail_if": [condition]}
+    asked, before = load_settings([tiny_settings, layer]), sorted(run.folder.iterdir())
+    with pytest.raises(InputError, match=r"fail_if.*an attack that is run: .*\(defense dist_corr\)"):
+        attack_run(run, asked, load_data(settings.data, settings.seed), runtime=runtime)
+    assert sorted(run.folder.iterdir()) == before
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from sfumato import metrics
 from sfumato.attacks import DecoderAttack, RMLEAttack, auto, base
 from sfumato.audit import Card, attack_run, audit, load_settings, reopen, train_all
 from sfumato.audit.runs import load_data, train_run
-from sfumato.errors import CorruptFileError, InputError, Interrupted
+from sfumato.errors import CorruptFileError, InputError, InputErrors, Interrupted
 from sfumato.training import Runtime, make_fabric
 
 
@@ -461,8 +462,37 @@ def test_what_an_attacker_may_not_do_is_said_before_anything_runs(case, finished
 
 def test_a_budget_that_auto_cannot_do_with_is_said_before_training(tmp_path, tiny_settings, runtime):
     change = {"attacks": [{"attack": "auto", "queries": 3}], "evaluation": {"threat_model": "gray-box"}}
-    with pytest.raises(InputError, match=r"auto\.queries: got 3; accepted: at least 4"):
+    with pytest.raises(InputError, match=r"^attacks\[0\]\.auto\.queries: got 3; accepted: at least 4"):
         audit(load_settings([tiny_settings, change]), root=tmp_path, runtime=runtime)
+    assert not list(tmp_path.iterdir())
+
+
+def test_trained_in_double_precision_deployed_and_attacked_in_single(tmp_path, tiny_settings):
+    """Fresh from training and taken from disk."""
+    rmle = {"attack": "rmle", "steps": 4, "tv": 0.1, "stages": 2}
+    layer = {"precision": "64-true", "defenses": ["cem"], "attacks": [*tiny_settings["attacks"], rmle]}
+    settings, runtime = load_settings([tiny_settings, layer]), Runtime(fabric=make_fabric("cpu", "64-true"))
+    made = []
+    for _ in range(2):
+        made += audit(settings, root=tmp_path, runtime=runtime)
+        (folder,) = tmp_path.glob("train-*/attack-*")
+        shutil.rmtree(folder)
+    first, again = (card.model_copy(update={"timing": None}) for card in made)
+    assert first == again
+    assert first.run.startswith("train-")
+    single = load_settings([tiny_settings, layer, {"precision": "32-true"}])
+    (other,) = audit(single, root=tmp_path, runtime=Runtime(fabric=make_fabric("cpu")))
+    assert other.training.losses != first.training.losses, "it was trained in double precision"
+
+
+def test_attacks_that_images_or_features_do_not_bear_are_said_at_once_and_by_name(tmp_path, tiny_settings, runtime):
+    deep, often = {"attack": "deep_prior", "depth": 9}, {"attack": "latent_prior", "halvings": 9}
+    change = {"defenses": ["none", "noise"], "attacks": [deep, "decoder", often]}
+    with pytest.raises(InputErrors) as caught:
+        audit(load_settings([tiny_settings, change]), root=tmp_path, runtime=runtime)
+    told = [(error.field, error.value, error.accepted.rpartition(" (")[2]) for error in caught.value.errors]
+    expected = [("attacks[0].deep_prior.depth", 9), ("attacks[2].latent_prior.halvings", 9)]
+    assert told == [(*one, f"defense {label})") for label in ("none", "noise") for one in expected]
     assert not list(tmp_path.iterdir())
 
 

@@ -72,13 +72,19 @@ def check_means(entries: Sequence[Attack | Auto], threat_model: ThreatModel, kno
 
 
 def check_shapes(entries: Sequence[Attack | Auto], scene: Scene) -> None:
-    """Say before anything is trained that an attack cannot work on such images and features.
+    """Say before anything is trained which attacks cannot work on such images and features.
 
     Raises:
-        InputError: So it is.
+        InputError: All of them at once.
     """
-    for attack in expanded(entries, scene):
-        attack.check(scene.image_shape, scene.feature_shape, scene.seen_by(attack).threat_model)
+    errors: list[InputError] = []
+    for i, entry in enumerate(entries):
+        try:
+            for attack in expanded([entry], scene):
+                attack.check(scene.image_shape, scene.feature_shape, scene.seen_by(attack).threat_model)
+        except InputError as error:
+            errors.append(InputError(f"attacks[{i}].{error.field}", error.value, error.accepted))
+    raise_all(errors)
 
 
 def charges(entries: Sequence[Attack | Auto], found: Sequence[Attack], scene: Scene) -> tuple[int, ...]:

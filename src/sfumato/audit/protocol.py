@@ -33,7 +33,7 @@ from sfumato.audit.suspicions import (
 )
 from sfumato.data import ImageSet, Splits
 from sfumato.defenses import Defense
-from sfumato.errors import CorruptFileError, InputError, raise_all
+from sfumato.errors import CorruptFileError, InputError, raise_all, together
 from sfumato.metrics.reconstruction import SMALLEST_IMAGE
 from sfumato.models import SplitModel, set_generator
 from sfumato.progress import Titled
@@ -108,12 +108,21 @@ def _check_fit(settings: Settings, defenses: Mapping[str, Defense], splits: Spli
     undefended(settings, splits, torch.Generator().manual_seed(settings.seed))
     knowledge = _knowledge(settings, splits)
     attacking.check_means(settings.resolved_attacks(), settings.evaluation.threat_model, knowledge)
+    errors: list[InputError] = []
     for label, defense in defenses.items():
         try:
             split, _ = prepare(settings, defense, splits)
-            _check_shapes(settings, split, knowledge)
         except InputError as error:
             raise InputError(f"defenses: {label}: {error.field}", error.value, error.accepted) from error
+        try:
+            _check_shapes(settings, split, knowledge)
+        except InputError as error:
+            errors += [_of_defense(one, label) for one in together(error)]
+    raise_all(errors)
+
+
+def _of_defense(error: InputError, label: str) -> InputError:
+    return InputError(error.field, error.value, f"{error.accepted} (defense {label})")
 
 
 def _check_shapes(settings: Settings, split: SplitModel, knowledge: Knowledge) -> None:
@@ -124,24 +133,30 @@ def _check_shapes(settings: Settings, split: SplitModel, knowledge: Knowledge) -
 
 def _check_conditions(settings: Settings, defenses: Mapping[str, Defense], splits: Splits) -> None:
     """Find out before training that a condition is about an attack that ``auto`` does not run on some defense."""
-    entries = settings.resolved_attacks()
-    conditions = [one for one in settings.conditions() if one.attack is not None]
-    if not conditions or all(isinstance(entry, Attack) for entry in entries):
-        return  # the settings alone say what is run
     knowledge = _knowledge(settings, splits)
     held = {label: defense for label, defense in defenses.items() if protects(_defense_info(label, defense))}
     errors: list[InputError] = []
-    for label, defense in (held or defenses).items():
-        split, _ = prepare(settings, defense, splits)
+    for label, defense in (held or defenses).items() if _left_to_auto(settings) else ():
         generator = torch.Generator().manual_seed(settings.seed)
+        target = make_target(
+            prepare(settings, defense, splits)[0], settings.evaluation.threat_model, generator=generator
+        )
         # Training changes neither shapes nor whether what is sent is random.
-        scene = scene_of(make_target(split, settings.evaluation.threat_model, generator=generator), knowledge)
-        known = attacking.named(entries, scene)
-        for condition in conditions:
-            error = unmeasured(condition, known, judged=settings.evaluation.judge)
-            if error is not None:
-                errors.append(InputError(error.field, error.value, f"{error.accepted} (defense {label})"))
+        errors += _unmeasured(settings, label, scene_of(target, knowledge))
     raise_all(errors)
+
+
+def _left_to_auto(settings: Settings) -> bool:
+    """Whether a condition is about an attack, and which are run depends on the model and not on the settings alone."""
+    about_attacks = any(one.attack is not None for one in settings.conditions())
+    return about_attacks and not all(isinstance(entry, Attack) for entry in settings.resolved_attacks())
+
+
+def _unmeasured(settings: Settings, label: str, scene: Scene) -> list[InputError]:
+    """An error for each condition that is about an attack that such a model does not have to face."""
+    known = attacking.named(settings.resolved_attacks(), scene)
+    found = (unmeasured(one, known, judged=settings.evaluation.judge) for one in settings.conditions() if one.attack)
+    return [_of_defense(error, label) for error in found if error is not None]
 
 
 def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime) -> Card:
@@ -155,7 +170,8 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
 
     Raises:
         InputError: The attacker is to learn from auxiliary images and none were set aside, or an attack
-            cannot work on such a model, needs more than its attacker may touch, or more than it has.
+            cannot work on such a model, needs more than its attacker may touch, or more than it has; or a condition
+            about an attack that a defended model does not have to face.
         Interrupted: Asked to stop; the same call goes on.
     """
     knowledge = _knowledge(settings, splits)
@@ -163,6 +179,8 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
     _check_shapes(settings, run.split, knowledge)
     scout = make_target(run.split, settings.evaluation.threat_model, generator=runtime.generator(settings.seed + 23))
     entries, scene = settings.resolved_attacks(), scene_of(scout, knowledge, runtime.device)
+    if _left_to_auto(settings) and protects(_defense_info(run.label, run.defense)):
+        raise_all(_unmeasured(settings, run.label, scene))
     found = attacking.expanded(entries, scene)
     charges = attacking.charges(entries, found, scene)
     determines = [[a.describe() for a in found], settings.evaluation.model_dump(), settings.seed]

@@ -214,6 +214,8 @@ def train_run(
         title=f"train {label}",
     )
     seconds = time.perf_counter() - started
+    # Deployed and attacked in single precision, whatever it was trained in; as a run that is taken from disk.
+    split, bound = split.float(), bound.float()
     save_state(folder / MODEL, {"split": split.state_dict(), "defense": bound.state_dict()})
     description = {
         "sfumato": sfumato.__version__,

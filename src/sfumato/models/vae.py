@@ -16,6 +16,11 @@ from sfumato.models.split import output_shape
 _MOST = 10.0
 
 
+def most_halvings(image_shape: tuple[int, int, int]) -> int:
+    """How often the smaller side of an image (C, H, W) can be halved."""
+    return int(math.log2(min(image_shape[1:])))
+
+
 class VariationalAutoencoder(Stochastic):
     """Images to a map of latents and back (Kingma & Welling 2014), fully convolutional.
 
@@ -44,7 +49,7 @@ class VariationalAutoencoder(Stochastic):
     ) -> None:
         if channels < 1 or width < 1:
             raise InputError("prior (channels, width)", (channels, width), "1 or more")
-        most = int(math.log2(min(image_shape[1:])))
+        most = most_halvings(image_shape)
         if not 0 <= halvings <= most:
             raise InputError("prior (halvings)", halvings, f"0 to {most} for images of {image_shape[1:]}")
         super().__init__()

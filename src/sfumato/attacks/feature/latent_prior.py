@@ -23,7 +23,7 @@ from sfumato.errors import Interrupted
 from sfumato.models import Dropout, expected
 from sfumato.models.inverse import assumed_edge
 from sfumato.models.layers import initialize
-from sfumato.models.vae import LatentEncoder, VariationalAutoencoder, evidence_loss
+from sfumato.models.vae import LatentEncoder, VariationalAutoencoder, evidence_loss, most_halvings
 from sfumato.training import Runtime
 
 _BATCH = 512
@@ -111,7 +111,8 @@ class LatentPriorAttack(Attack):
     ) -> None:
         """The image has to bear the halvings; without its structure, an edge has to be assumed from the shapes."""
         super().check(image_shape, feature_shape, threat_model)
-        VariationalAutoencoder(image_shape, halvings=self.halvings, width=1, generator=torch.Generator())
+        most = most_halvings(image_shape)
+        self._require(self.halvings <= most, "halvings", f"0 to {most} for images of {image_shape[1:]}")
         if threat_model == "black-box":
             assumed_edge(feature_shape, image_shape, width=1)
 

@@ -52,8 +52,13 @@ class Matcher:
         return expected(self._target.channel, self._target.edge(x))
 
     def error(self, x: Tensor, z: Tensor) -> Tensor:
-        """(N,) mean squares of feature(x) − z, in units of the energy; differentiable in x."""
-        return (self.feature(x) - z).square().flatten(1).mean(1) / self._energy
+        """(N,) mean squares of feature(x) − z, in units of the energy.
+
+        Differentiable in x, with a gradient of 0 where edge or channel keep no graph: an attack on a device that
+        detaches, compares or looks up fails to improve, and does not fail to run.
+        """
+        error = (self.feature(x) - z).square().flatten(1).mean(1) / self._energy
+        return error if error.requires_grad or not x.requires_grad else error + 0 * x.flatten(1).mean(1)
 
     def take(self, z: Tensor) -> Tensor:
         """Intercepted features in the edge's precision."""
