@@ -15,6 +15,7 @@ from sfumato.attacks import (
     BlackBox,
     DecoderAttack,
     DeepPriorAttack,
+    EnsembleAttack,
     GANAttack,
     GeneratorAttack,
     Knowledge,
@@ -35,6 +36,7 @@ SHAPE = (1, 16, 16)
 # The contract table: every registered attack, with arguments that make it quick.
 CONTRACT: dict[str, Attack] = {
     "decoder": DecoderAttack(depth=0, width=4, epochs=2, batch_size=8),
+    "ensemble": EnsembleAttack(architectures=("unet", "residual"), depth=1, width=4, epochs=2, batch_size=8),
     "gan": GANAttack(depth=0, width=4, critic_width=2, epochs=2, critic_steps=2, batch_size=8, pretrain_epochs=1),
     "generator": GeneratorAttack(width=4, epochs=2, batch_size=8),
     "latent_prior": LatentPriorAttack(width=4, epochs=1, batch_size=8, steps=3, refine_steps=3),

@@ -31,6 +31,7 @@ NETWORKS = {
         "decoder (observations=4)",
         "decoder (observations=16)",
         "decoder (architecture=transformer)",
+        "ensemble",
         "gan",
         "generator (observations=16)",
         "latent_prior (observations=16)",

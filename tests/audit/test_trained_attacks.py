@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from sfumato.attacks import Attack, DecoderAttack, GANAttack, GeneratorAttack, LatentPriorAttack, ThreatModel
+from sfumato.attacks import (
+    Attack,
+    DecoderAttack,
+    EnsembleAttack,
+    GANAttack,
+    GeneratorAttack,
+    LatentPriorAttack,
+    ThreatModel,
+)
 from sfumato.audit import Calibration, Sizes, measure
 from sfumato.audit.calibration import rounded
 from sfumato.information import STANDARD_BEDS, LinearGaussian
@@ -22,6 +30,16 @@ PAIRS = [(name, sigma) for name in STANDARD_BEDS for sigma in (0.03, 0.1)]
 RESIDUAL = DecoderAttack(depth=1, width=16, epochs=6, lr=0.03, batch_size=64, weight_decay=0.0, beta2=0.98)
 UNET = replace(RESIDUAL, architecture="unet", depth=3, width=8)
 TRANSFORMER = replace(RESIDUAL, architecture="transformer", width=32, lr=0.02)
+ENSEMBLE = EnsembleAttack(
+    architectures=("residual", "unet"),
+    depth=1,
+    width=16,
+    epochs=6,
+    lr=0.03,
+    batch_size=64,
+    weight_decay=0.0,
+    beta2=0.98,
+)
 GENERATOR = GeneratorAttack(width=16, epochs=7, lr=0.03, patience=None, beta2=0.98)
 # A mirrored linear edge is one linear layer: many cheap steps.
 MIRROR = replace(GENERATOR, structure="mirror", epochs=16, batch_size=128)
@@ -58,6 +76,7 @@ TRAINED: dict[str, tuple[Attack, ThreatModel]] = {
     "residual": (RESIDUAL, "black-box"),
     "unet": (UNET, "black-box"),
     "transformer": (TRANSFORMER, "black-box"),
+    "ensemble": (ENSEMBLE, "black-box"),
     "gan": (GAN, "black-box"),
     "generator": (GENERATOR, "black-box"),
     "encoder": (ENCODER, "white-box"),

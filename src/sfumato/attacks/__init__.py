@@ -10,6 +10,7 @@ from sfumato.attacks.auto import Auto, Scene, Strongest, scene_of, strongest
 from sfumato.attacks.base import Attack, Inverter, Knowledge, Learned, Reconstruction
 from sfumato.attacks.feature.decoder import DecoderAttack
 from sfumato.attacks.feature.deep_prior import DeepPriorAttack
+from sfumato.attacks.feature.ensemble import EnsembleAttack
 from sfumato.attacks.feature.gan import GANAttack
 from sfumato.attacks.feature.generator import GeneratorAttack
 from sfumato.attacks.feature.latent_prior import LatentPriorAttack
@@ -20,7 +21,15 @@ from sfumato.errors import InputError, one_of, renamed
 
 ATTACKS: dict[str, type[Attack]] = {
     attack.name: attack
-    for attack in (DecoderAttack, GANAttack, GeneratorAttack, RMLEAttack, DeepPriorAttack, LatentPriorAttack)
+    for attack in (
+        DecoderAttack,
+        EnsembleAttack,
+        GANAttack,
+        GeneratorAttack,
+        RMLEAttack,
+        DeepPriorAttack,
+        LatentPriorAttack,
+    )
 }
 
 
@@ -52,6 +61,7 @@ __all__ = [
     "BlackBox",
     "DecoderAttack",
     "DeepPriorAttack",
+    "EnsembleAttack",
     "GANAttack",
     "GeneratorAttack",
     "GrayBox",

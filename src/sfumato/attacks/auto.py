@@ -14,6 +14,7 @@ from torch import Tensor
 from sfumato.attacks.base import Attack, Knowledge, Reconstruction
 from sfumato.attacks.feature.decoder import DecoderAttack
 from sfumato.attacks.feature.deep_prior import DeepPriorAttack
+from sfumato.attacks.feature.ensemble import EnsembleAttack
 from sfumato.attacks.feature.gan import GANAttack
 from sfumato.attacks.feature.generator import GeneratorAttack
 from sfumato.attacks.feature.latent_prior import LatentPriorAttack
@@ -278,6 +279,14 @@ class Auto:
         if self.level == "thorough":
             passes = epochs(_BATCH)
             yield decoder("transformer")
+            yield EnsembleAttack(
+                depth=size.depth,
+                width=size.width,
+                epochs=passes,
+                lr=2e-3,
+                batch_size=_BATCH,
+                patience=_stop_after(passes),
+            )
             yield GANAttack(
                 depth=size.depth,
                 width=size.width,

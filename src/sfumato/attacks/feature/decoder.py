@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from sfumato.attacks.base import Attack, Knowledge, Learned
-from sfumato.attacks.feature.fitting import Recipe, on_cpu, squared_error, train_network
+from sfumato.attacks.feature.fitting import Fitted, Pairs, Recipe, on_cpu, squared_error, train_network
 from sfumato.attacks.observations import observe
 from sfumato.attacks.threat import THREAT_MODELS, BlackBox, ThreatModel
 from sfumato.errors import one_of
@@ -76,7 +77,33 @@ class DecoderAttack(Attack):
 
     def run(self, target: BlackBox, knowledge: Knowledge, *, generator: torch.Generator, runtime: Runtime) -> Learned:
         """Train the decoder on queries; resumes from the runtime's folder."""
-        pairs = observe(target, knowledge)
+        title = f"attack: {self.name}"
+        decoder, fitted = self.train(
+            observe(target, knowledge), target, title=title, generator=generator, runtime=runtime
+        )
+        return fitted.learned(decoder)
+
+    def train(
+        self,
+        pairs: tuple[Pairs, Pairs],
+        target: BlackBox,
+        *,
+        title: str,
+        generator: torch.Generator,
+        runtime: Runtime,
+    ) -> tuple[nn.Module, Fitted]:
+        """The decoder of the epoch that was best on the second of ``pairs``, and how its training went.
+
+        Args:
+            pairs: Images and features to learn from and to select on.
+            target: Whose features they are.
+            title: For the progress bar.
+            generator: All that is drawn.
+            runtime: Device, folder for resuming, progress.
+
+        Raises:
+            Interrupted: The runtime was asked to stop.
+        """
         decoder = make_decoder(
             self.architecture,
             target.feature_shape,
@@ -98,9 +125,9 @@ class DecoderAttack(Attack):
             squared_error,
             pairs,
             recipe,
-            title=f"attack: {self.name}",
+            title=title,
             target=target,
             generator=generator,
             runtime=runtime,
         )
-        return fitted.learned(decoder)
+        return decoder, fitted
