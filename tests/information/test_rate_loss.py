@@ -240,3 +240,21 @@ def test_descending_lowers_the_rate_of_the_features(form: Covariance) -> None:
         with torch.no_grad():
             z -= 1.0 * gradient
     assert rates[-1] < rates[0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("kept", "others"), [(2, 1), (5, 1), (11, 2), (13, 6)])
+def test_a_batch_that_holds_more_of_a_class_than_the_last_pass_saw(kept: int, others: int, form: Covariance) -> None:
+    """In single precision: a component that loses all of its weight keeps none, and not a little less than none."""
+    far = torch.tensor([10.0, 0.0])
+    for more in range(30):
+        mixture = ClassMixture(1, 2, 2, form)
+        z = torch.cat([torch.zeros(others, 2), far + torch.eye(2).repeat(kept, 1)[:kept]])
+        for _ in range(2):
+            mixture.refresh(lambda z=z: [(z, torch.zeros(len(z), dtype=torch.int64))], generator=seeded())
+        batch = far + torch.rand(len(z) + more, 2, generator=seeded(1))
+        loss = RateLoss(mixture, 0.01, shrinkage=0.1)(batch, torch.zeros(len(batch), dtype=torch.int64))
+        assert float(mixture.weights.min()) >= 0
+        assert bool(loss.isfinite())
+        assert float(mixture.weights.sum()) == pytest.approx(1)
+        mixture.rate(0.01, shrinkage=0.1)

@@ -194,7 +194,8 @@ class ClassMixture(nn.Module):
         present = found.sum(1, keepdim=True)
         # A class that the last pass saw less of than this batch holds would get a weight below 0.
         n = self.counts.unsqueeze(1).maximum(present).clamp_min(1)
-        self.weights += (found - present * self.weights) / n
+        # Nor may rounding give it one: its logarithm would be NaN.
+        self.weights.add_((found - present * self.weights) / n).clamp_(min=0)
         return found.flatten(), expected.flatten()
 
     def _lloyd(self, features: Iterable[tuple[Tensor, Tensor]]) -> None:
