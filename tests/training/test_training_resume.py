@@ -55,6 +55,11 @@ def decoder(**changes: Any) -> Adversary:
     return Adversary(**{"objective": "mse", "depth": 0, "width": 3} | changes)
 
 
+EXACT: dict[str, dict[str, Any]] = {
+    "isotropic": {"variant": "isotropic"},
+    "diagonal, one mixture for all": {"variant": "diagonal", "per_class": False},
+    "full": {"variant": "full", "shrinkage": 0.3},
+}
 CASES = {
     "plain, sgd, step": Case(chain(), recipe(schedule="step")),
     "augmented, adam, one_cycle": Case(
@@ -75,6 +80,12 @@ CASES = {
         ),
         recipe(),
     ),
+    **{
+        f"CEM, {name}": Case(
+            chain(Bottleneck(2), Noise(0.1), CEM(0.5, components=2, schedule="constant", **form)), recipe()
+        )
+        for name, form in EXACT.items()
+    },
     "one step an epoch": Case(chain(Bottleneck(2), Noise(0.1)), recipe(batch_size=20, epochs=4)),
     "given in evaluation mode": Case(chain(), recipe(epochs=2), split=lambda: make_split().eval()),
     "fewer images than a batch": Case(chain(), recipe(batch_size=64, epochs=3)),
@@ -252,6 +263,8 @@ def test_what_is_compared_was_at_work(tmp_path: Path) -> None:
     mixture = outcome.state["weights"]["defense"]["members.3.mixture.means"]
     assert bool(mixture.abs().sum() > 0)
     assert all(state["state"] for state in outcome.state["players"])
+    for name in EXACT:
+        assert float(CASES[f"CEM, {name}"].run(tmp_path / name).fit.history[-1]["cem"]) != 0
     pruned = CASES["pruned in the second epoch"].run(tmp_path / "pruned")
     assert pruned.job.split.edge.first[0].out_channels == 2
     patrol = CASES["PATROL, pruned in the second epoch"].run(tmp_path / "patrol")
