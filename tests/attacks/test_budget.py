@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -320,3 +321,22 @@ def test_expected_feature_of_a_layer_that_does_not_say() -> None:
     layer = Flip()
     set_generator(layer, generator(0))
     assert float((expected(layer, torch.ones(4000)) - 1).square().mean()) == pytest.approx(1 / 3 / 16, rel=0.1)
+
+
+def test_expected_feature_of_noise_behind_which_the_channel_is_not_affine() -> None:
+    """E[relu(n)] = σ/√(2π) where z is 0, and not relu(E[n]) = 0; the mean of 16 draws has σ²·(π − 1)/(2π·16)."""
+    channel = nn.Sequential(nn.Identity(), AdditiveNoise(0.5, "gaussian"), nn.Sequential(nn.Flatten(), nn.ReLU()))
+    set_generator(channel, generator(0))
+    z = torch.zeros(200, 4, 5, requires_grad=True)
+    found = expected(channel, z)
+    assert float(found.detach().mean()) == pytest.approx(0.5 / math.sqrt(2 * math.pi), rel=0.02)
+    assert float(found.detach().var()) == pytest.approx(0.25 * (math.pi - 1) / (2 * math.pi) / 16, rel=0.1)
+    (gradient,) = torch.autograd.grad(found.sum(), z)
+    assert float(gradient.mean()) == pytest.approx(0.5, rel=0.05), "half of the draws are above 0"
+
+
+@pytest.mark.parametrize("behind", [nn.Linear(4, 3), nn.Identity(), AdditiveNoise(0.1, "laplace"), nn.Flatten()])
+def test_expected_feature_is_exact_where_what_stands_behind_is_affine(behind: nn.Module) -> None:
+    channel, z = nn.Sequential(AdditiveNoise(0.5, "gaussian"), behind), torch.rand(7, 4, generator=generator(1))
+    after = z if isinstance(behind, Stochastic) else behind(z)
+    assert torch.equal(expected(channel, z), after)

@@ -44,19 +44,36 @@ class Stochastic(nn.Module):
 def expected(channel: nn.Module, z: Tensor) -> Tensor:
     """Mean of what a channel sends for the clean feature z, differentiable where the channel is.
 
-    Layers in a row each pass on the mean of the one before. That is exact as long as those behind a random one are
-    affine, as noise and dropout are.
+    Layers in a row each pass on the mean of the one before, which is exact as long as those behind a random one are
+    affine, as noise and dropout are. Where they are not (noise, then rounding) it is the mean of 16 draws.
 
     Args:
         channel: A layer, or several in a row.
         z: (N, ...).
     """
-    if isinstance(channel, nn.Sequential):
-        for layer in channel:
-            z = expected(layer, z)
-        return z
-    sent: Tensor = channel.expected(z) if isinstance(channel, Stochastic) else channel(z)
-    return sent
+    if not isinstance(channel, nn.Sequential):
+        sent: Tensor = channel.expected(z) if isinstance(channel, Stochastic) else channel(z)
+        return sent
+    layers = list(channel)
+    for i, layer in enumerate(layers):
+        if _is_random(layer) and not all(map(_is_affine, layers[i + 1 :])):
+            rest = nn.Sequential(*layers[i:])
+            return torch.stack([rest(z) for _ in range(_DRAWS)]).mean(0)
+        z = expected(layer, z)
+    return z
+
+
+def _is_random(layer: nn.Module) -> bool:
+    return any(isinstance(part, Stochastic) for part in layer.modules())
+
+
+def _is_affine(layer: nn.Module) -> bool:
+    """Whether it is known that a mean passes through it unchanged, if random in the mean."""
+    if isinstance(layer, nn.Sequential):
+        return all(map(_is_affine, layer))
+    # A random layer that knows its mean is noise or a mask.
+    knows = isinstance(layer, Stochastic) and type(layer).expected is not Stochastic.expected
+    return knows or isinstance(layer, nn.Identity | nn.Flatten | nn.Linear | nn.Conv2d)
 
 
 def set_generator(module: nn.Module, generator: torch.Generator | None) -> None:
