@@ -7,9 +7,11 @@ from itertools import pairwise
 import pytest
 
 import sfumato.report
+from sfumato.attacks import ATTACKS
 from sfumato.audit.card import Card
 from sfumato.errors import InputError
 from sfumato.report import entries, render_page, write_page
+from sfumato.report.coverage import FAMILIES
 from sfumato.report.gallery import line_up
 
 NOISE = [("bottleneck", {}), ("noise", {"sigma": 0.1})]
@@ -430,3 +432,13 @@ def test_the_same_attack_under_another_label_is_not_called_missing(card, attack)
     words = Page(render_page([card(attacks=several), card("CEM", NOISE, attacks=[attack("decoder", epochs=5)])])).words
     assert "CEM was spared the attack decoder (observations=4) that others had to face" in words
     assert "None was spared" not in words
+
+
+def test_every_registered_attack_is_missed_where_it_was_not_run(card, attack):
+    assert set(FAMILIES) == set(ATTACKS)
+    for kind, title in FAMILIES.items():
+        others = [attack(other) for other in FAMILIES if other != kind]
+        assert f"Not run: {title}." in Page(render_page([card(attacks=others)])).words
+        words = Page(render_page([card(attacks=[attack(kind)])])).words
+        assert title not in words
+        assert words.count("Not run: ") == len(FAMILIES), "the others, and averaging"

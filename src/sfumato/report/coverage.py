@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from sfumato.audit.card import AttackInfo
 from sfumato.report.comparison import Entry, seeds
@@ -21,30 +20,16 @@ TRAINED_ON = {
 }
 
 
-@dataclass(frozen=True)
-class Family:
-    """A kind of attack, and the registered names that belong to it."""
-
-    title: str
-    names: frozenset[str]
-
-
-FAMILIES = (
-    Family("a decoder network trained to invert the feature", frozenset({"decoder"})),
-    Family("a generative adversarial network (GAN)", frozenset({"gan"})),
-    Family("optimizing a picture until its feature fits (rMLE)", frozenset({"rmle"})),
-    Family("an inverse network trained on the attacker’s own pictures", frozenset({"generator", "inverse"})),
-    Family(
-        "averaging over repeated observations of the same picture",
-        frozenset({"averaging", "average", "repeated", "adaptive"}),
-    ),
-    Family("an ensemble of decoders of several shapes", frozenset({"ensemble"})),
-    Family("searching the latents of a generative model for a picture that fits", frozenset({"latent_prior"})),
-    Family("fitting an untrained network (deep image prior)", frozenset({"deep_prior"})),
-)
-
-_REPEATS = ("observations", "repeats", "average")
-"""Arguments by which another attack averages over repeated observations."""
+FAMILIES = {
+    "decoder": "a decoder network trained to invert the feature",
+    "ensemble": "an ensemble of decoders of several shapes",
+    "gan": "a generative adversarial network (GAN)",
+    "rmle": "optimizing a picture until its feature fits (rMLE)",
+    "generator": "an inverse network trained on the attacker’s own pictures",
+    "latent_prior": "searching the latents of a generative model for a picture that fits",
+    "deep_prior": "fitting an untrained network (deep image prior)",
+}
+"""Every registered attack, in words."""
 
 _ALWAYS = (
     "Attackers with more data, more computing time or better methods than those of the tables above.",
@@ -67,7 +52,8 @@ def assumptions(members: Sequence[Entry]) -> list[str]:
         *lines,
         "The attacker sees the feature as it is really sent, with all noise and rounding on.",
         _sendings(attacks),
-        "SSIM and MSE stand for what a person sees; they do not know which part of a picture is sensitive.",
+        "SSIM and MSE stand for what a person sees; they do not know which part of a picture is sensitive. LPIPS, a "
+        "learned likeness that is closer to the eye, was not measured.",
     ]
 
 
@@ -141,22 +127,16 @@ def _threat_models(members: Sequence[Entry]) -> list[str]:
 
 def _families(members: Sequence[Entry]) -> list[str]:
     attacks = _attacks(members)
-    missing = [family.title for family in FAMILIES if not any(_belongs(a, family) for a in attacks)]
+    kinds = {attack.kind for attack in attacks}
+    missing = [title for kind, title in FAMILIES.items() if kind not in kinds]
+    if all(attack.observations == 1 for attack in attacks):
+        missing.append("averaging over repeated observations of the same picture")
     return [f"Not run: {title}." for title in missing]
-
-
-def _belongs(attack: AttackInfo, family: Family) -> bool:
-    return attack.kind in family.names or ("averaging" in family.names and _averages(attack))
-
-
-def _averages(attack: AttackInfo) -> bool:
-    repeats = (attack.attack.arguments.get(name) for name in _REPEATS)
-    return attack.observations > 1 or any(isinstance(count, int) and count > 1 for count in repeats)
 
 
 def _observations(members: Sequence[Entry]) -> list[str]:
     """How far averaging was taken, and by whom it was not, where it was tried at all."""
-    averaging = [attack for attack in _attacks(members) if _averages(attack)]
+    averaging = [attack for attack in _attacks(members) if attack.observations > 1]
     most = max((attack.observations for attack in averaging), default=1)
     if most == 1:
         return []
