@@ -123,6 +123,21 @@ class TestContract:
         assert not made.diverged
         assert all(math.isfinite(figure) for figure in made.figures.values())
 
+    @pytest.mark.parametrize("flat", [False, True], ids=["place", "vector"])
+    def test_one_image_to_learn_from_and_one_number_a_channel(self, name: str, flat: bool) -> None:
+        attack = dataclasses.replace(CONTRACT[name], images=2)
+        edge = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 16), torch.nn.Flatten() if flat else torch.nn.Identity())
+        model = make_split(defended=False).with_parts(edge=edge)
+        made = attack(
+            target_of(model, max(attack.threat_models)),
+            make_knowledge(),
+            VICTIMS,
+            generator=generator(0),
+            runtime=runtime(),
+        )
+        assert made.owned == 2
+        assert not made.diverged
+
     def test_checks_what_it_may_touch(self, name: str) -> None:
         """Also where it has more to check."""
         attack, target = CONTRACT[name], target_of(make_split())

@@ -174,15 +174,20 @@ class NetworkJob:
 
     def step(self, x: Tensor, y: Tensor, epoch: int, step: int) -> dict[str, Tensor]:
         """One step on a batch."""
-        loss = self._loss(self.module, x, self.observed(x, y))
+        loss = self._loss(self.module, *self.pairs(x, y))
         self._optimizer.zero_grad()
         self._fabric.backward(loss)
         self._optimizer.step()
         return {"loss": loss.detach()}
 
-    def observed(self, x: Tensor, index: Tensor) -> Tensor:
-        """Features of a batch of the images to learn from."""
-        return self._own(x, index)
+    def pairs(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch of the images to learn from, and their features.
+
+        An only image comes twice, which changes no mean: from a single number a channel, as of a vector or a map of one
+        place, batch norm refuses to learn.
+        """
+        z = self._own(x, index)
+        return (x, z) if len(x) > 1 else (torch.cat([x, x]), torch.cat([z, z]))
 
     def epoch_end(self, epoch: int) -> dict[str, float]:
         """Loss on the attacker's own validation images; less is better."""

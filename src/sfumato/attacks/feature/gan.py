@@ -182,7 +182,7 @@ class GANJob:
 
     def step(self, x: Tensor, y: Tensor, epoch: int, step: int) -> dict[str, Tensor]:
         """One step of the critic and, when its turn comes, of the generator."""
-        z = self._inner.observed(x, y)
+        x, z = self._inner.pairs(x, y)
         losses = self._critic_step(x, z)
         if (step + 1) % self._attack.critic_steps == 0:
             losses |= self._generator_step(x, z)
