@@ -123,6 +123,17 @@ class TestContract:
         assert not made.diverged
         assert all(math.isfinite(figure) for figure in made.figures.values())
 
+    @pytest.mark.parametrize("threat_model", THREAT_MODELS)
+    def test_runs_where_the_edge_itself_keeps_no_graph(self, name: str, threat_model: ThreatModel) -> None:
+        attack, plain = CONTRACT[name], make_split(defended=False)
+        if threat_model not in attack.threat_models:
+            return
+        model = plain.with_parts(edge=torch.nn.Sequential(plain.edge, Compared()))
+        made = attack(
+            target_of(model, threat_model), make_knowledge(), VICTIMS, generator=generator(0), runtime=runtime()
+        )
+        assert not made.diverged
+
     @pytest.mark.parametrize("flat", [False, True], ids=["place", "vector"])
     def test_one_image_to_learn_from_and_one_number_a_channel(self, name: str, flat: bool) -> None:
         attack = dataclasses.replace(CONTRACT[name], images=2)
@@ -137,6 +148,7 @@ class TestContract:
         )
         assert made.owned == 2
         assert not made.diverged
+        assert made.images["test"].isfinite().all()
 
     def test_checks_what_it_may_touch(self, name: str) -> None:
         """Also where it has more to check."""

@@ -95,6 +95,24 @@ def test_on_the_images_that_it_selects_on_it_is_never_behind_a_decoder() -> None
     assert learned.figures["mse_before"] > together
 
 
+def test_a_decoder_that_diverges_has_no_part_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = DecoderAttack.train
+
+    def poisoned(self: DecoderAttack, *args: Any, **kwargs: Any) -> Any:
+        network, fitted = train(self, *args, **kwargs)
+        if self.architecture == "residual":
+            for parameter in network.parameters():
+                parameter.data.fill_(float("nan"))
+        return network, fitted
+
+    monkeypatch.setattr(DecoderAttack, "train", poisoned)
+    target = target_of(make_split(defended=False))
+    made = SMALL(target, mine(), VICTIMS, generator=generator(0), runtime=runtime())
+    assert (made.figures["weight_residual"], made.figures["weight_unet"]) == (0, 1)
+    assert 0 < made.figures["mse_after"] < made.figures["mse_before"]
+    assert not made.diverged
+
+
 def test_decoders_share_a_limit_of_queries() -> None:
     noisy = identity_split(AdditiveNoise(0.1, "gaussian"))
     limited = dataclasses.replace(SMALL, queries=30)
@@ -138,7 +156,7 @@ def test_stopped_in_any_decoder_it_ends_in_the_same_pictures(tmp_path: Path) -> 
     [
         ({"architectures": ("unet",)}, r"ensemble\.architectures: got \('unet',\); accepted: two or more, each once"),
         ({"architectures": ("unet", "unet")}, r"ensemble\.architectures"),
-        ({"architectures": ("unet", "unett")}, r"ensemble\.architecture: got 'unett'; accepted: did you mean unet"),
+        ({"architectures": ("unet", "unett")}, r"ensemble\.architectures: got 'unett'; accepted: did you mean unet"),
         ({"epochs": 0}, r"ensemble\.epochs"),
         ({"width": 0}, r"ensemble\.width"),
         ({"lr": 0.0}, r"ensemble\.lr"),

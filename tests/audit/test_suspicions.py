@@ -284,7 +284,8 @@ def test_levels_are_counted_on_what_is_sent():
     many = IMAGES.repeat(3, 1, 1, 1)
     assert levels_of(sent_through(Rounded()), many) == 5
     assert levels_of(sent_through(nn.Identity()), many) == IMAGES.numel()
-    assert levels_of(sent_through(Rounded()), IMAGES[:1]) == 5
+    assert levels_of(sent_through(Rounded()), IMAGES) == 5
+    assert levels_of(sent_through(Rounded()), IMAGES[:3]) is None
     assert levels_of(sent_through(nn.Identity()), IMAGES[:1]) is None
     assert levels_of(sent_through(Rounded(4096)), IMAGES) > 256, "not one of its levels is sent ten times"
     assert levels_of(sent_through(nn.Threshold(2.0, 1.0)), IMAGES) is None, "one number says nothing"
@@ -297,6 +298,44 @@ def test_numbers_that_are_mostly_zero_are_not_rounded():
     assert 64 < kept < 256
     assert levels_of(sent_through(sparse), IMAGES) is None
     assert levels_of(sent_through(nn.Sequential(sparse, Rounded(100))), IMAGES) == 6
+
+
+def test_numbers_that_stand_often_in_one_image_alone_are_not_rounded():
+    """Pooled and enlarged again: each number stands 64 times, and is no other image's."""
+    many = torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    spread = nn.Sequential(nn.AvgPool2d(8), nn.Upsample(scale_factor=8))
+    assert len(torch.unique(sent_through(spread).query(many))) < 256
+    assert levels_of(sent_through(spread), many) is None
+    assert levels_of(sent_through(nn.Sequential(spread, Rounded(50))), many) < 30
+
+
+def test_numbers_that_saturate_at_both_ends_are_not_rounded():
+    many = IMAGES.repeat(3, 1, 1, 1) + torch.arange(24).view(-1, 1, 1, 1) / 1e5
+    clipped = nn.Hardtanh(0.48, 0.52)
+    found = sent_through(clipped).query(many[:5])
+    assert len(torch.unique(found)) < 256
+    assert levels_of(sent_through(clipped), many[:5]) is None
+
+
+class Scaled(nn.Module):
+    """A rectifier, then a scale of its own for each channel and 8 bits."""
+
+    def forward(self, z):
+        scales = 1 + torch.arange(z.shape[1]) / 7
+        return (z.relu() * 100).round().clamp(max=255) * scales.view(1, -1, 1, 1)
+
+
+def test_rounding_behind_a_rectifier_with_a_scale_for_each_channel_is_seen():
+    edge = nn.Conv2d(1, 8, 3, padding=1)
+    with torch.no_grad():
+        edge.weight.copy_(torch.randn(edge.weight.shape, generator=torch.Generator().manual_seed(0)) / 3)
+        edge.bias.fill_(-0.2)
+    many = torch.rand(64, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    target = sent_through(Scaled(), edge)
+    z = target.query(many)
+    assert 0.5 < float((z == 0).float().mean()) < 0.9
+    assert len(torch.unique(z)) > 256
+    assert levels_of(target, many) <= 256
 
 
 class Channels(nn.Module):

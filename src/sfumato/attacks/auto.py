@@ -107,8 +107,9 @@ class Auto:
     quick        decoder, rmle; decoder on means of 16 observations
     standard     decoder, rmle, generator, decoder of U-Net form, latent_prior; decoder and rmle on means of 16, decoder
                  on means of 4
-    thorough     those of standard, larger, longer and with restarts; decoder of transformer form, gan, deep_prior of
-                 network alone and of network and input; generator and latent_prior on means of 16
+    thorough     those of standard, larger, longer and with restarts; decoder of transformer form, ensemble of all three
+                 forms, gan, deep_prior of network alone and of network and input; generator and latent_prior on means
+                 of 16
     ===========  ======================================================================================================
 
     Each network is trained for about 500, 2,000 or 10,000 steps (the GAN's first by squared error, then as long against

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sfumato.attacks import Attack, Auto, Knowledge, Reconstruction, Scene, ThreatModel, labels
-from sfumato.errors import CorruptFileError, InputError, raise_all
+from sfumato.errors import CorruptFileError, InputError, raise_all, renamed, together
 from sfumato.metrics import Quality
 from sfumato.storage import load_state, save_state
 
@@ -67,7 +67,7 @@ def check_means(entries: Sequence[Attack | Auto], threat_model: ThreatModel, kno
                 entry.allowed(entry.threat_model or threat_model)
             entry.affordable(knowledge)
         except InputError as error:
-            errors.append(InputError(f"attacks[{i}].{error.field}", error.value, error.accepted))
+            errors += _of_entry(error, i)
     raise_all(errors)
 
 
@@ -83,8 +83,12 @@ def check_shapes(entries: Sequence[Attack | Auto], scene: Scene) -> None:
             for attack in expanded([entry], scene):
                 attack.check(scene.image_shape, scene.feature_shape, scene.seen_by(attack).threat_model)
         except InputError as error:
-            errors.append(InputError(f"attacks[{i}].{error.field}", error.value, error.accepted))
+            errors += _of_entry(error, i)
     raise_all(errors)
+
+
+def _of_entry(error: InputError, position: int) -> tuple[InputError, ...]:
+    return together(renamed(error, lambda own: f"attacks[{position}].{own}"))
 
 
 def charges(entries: Sequence[Attack | Auto], found: Sequence[Attack], scene: Scene) -> tuple[int, ...]:

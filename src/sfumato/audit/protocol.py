@@ -33,7 +33,7 @@ from sfumato.audit.suspicions import (
 )
 from sfumato.data import ImageSet, Splits
 from sfumato.defenses import Defense
-from sfumato.errors import CorruptFileError, InputError, raise_all, together
+from sfumato.errors import CorruptFileError, InputError, raise_all, renamed, together
 from sfumato.metrics.reconstruction import SMALLEST_IMAGE
 from sfumato.models import SplitModel, set_generator
 from sfumato.progress import Titled
@@ -113,7 +113,8 @@ def _check_fit(settings: Settings, defenses: Mapping[str, Defense], splits: Spli
         try:
             split, _ = prepare(settings, defense, splits)
         except InputError as error:
-            raise InputError(f"defenses: {label}: {error.field}", error.value, error.accepted) from error
+            errors += together(renamed(error, f"defenses: {label}: {{}}".format))
+            continue
         try:
             _check_shapes(settings, split, knowledge)
         except InputError as error:
@@ -394,7 +395,9 @@ def _attack_info(
     result: Reconstruction,
     victims: ImageSet,
 ) -> cards.AttackInfo:
-    arguments = {key: value for key, value in attack.describe().items() if key != "attack"}
+    # As they are read again: JSON has no tuples.
+    told = {key: list(value) if isinstance(value, tuple) else value for key, value in attack.describe().items()}
+    arguments = {key: value for key, value in told.items() if key != "attack"}
     return cards.AttackInfo(
         attack=cards.Part(name=name, arguments=arguments),
         kind=attack.name,

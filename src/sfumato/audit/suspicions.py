@@ -23,6 +23,7 @@ _CONSTANT = 1e-4
 _VANISHED = 1e-6
 """Of the gradient of log‖z‖ in the image: for a linear edge it is at least 1 over the image's norm."""
 _LEVELS = 256
+_REPEATED = 4
 _WORSE = 1.1
 """A tenth more error, whichever is measured."""
 _BEHIND = 0.2
@@ -257,15 +258,25 @@ def levels_of(target: BlackBox, x: Tensor) -> int | None:
     """How many different numbers any channel sends of the images x (N, C, H, W), at most; ``None`` if too few to tell.
 
     By channel, for an offset or a scale of its own makes other numbers of the same levels. Where that cannot tell, as
-    in a feature that is a vector, all numbers are counted together. Levels tell where they are sent ten times each, but
-    for the most frequent, which may be that of a rectifier or a mask and is no rounding.
+    in a feature that is a vector, all numbers are counted together. Levels tell where each, but for the most frequent
+    (that of a rectifier or a mask), is sent of four images on average: numbers that were not rounded are one image's
+    alone, however often they stand in its map.
     """
     z = target.query(x)
-    for numbers in (z.transpose(0, 1).flatten(1), z.reshape(1, -1)):
-        counts = [torch.unique(each, return_counts=True)[1] for each in numbers]
+    for maps in (z.transpose(0, 1).flatten(2) if z.ndim > 2 else z.T.unsqueeze(2), z.flatten(1).unsqueeze(0)):
+        counts = [_images_of_each(numbers) for numbers in maps]
         levels = max(map(len, counts))
         others = sum(len(each) - 1 for each in counts)
         repeated = sum(int(each.sum() - each.max()) for each in counts)
-        if levels > _LEVELS or (others > 0 and repeated >= 10 * others):
+        if levels > _LEVELS or (others > 0 and repeated >= _REPEATED * others):
             return levels
     return None
+
+
+def _images_of_each(numbers: Tensor) -> Tensor:
+    """In how many rows of (N, P) each number stands, whatever the number."""
+    ordered = numbers.sort(1).values
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    counts: Tensor = torch.unique(ordered[first], return_counts=True)[1]
+    return counts

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 _DRAWS = 16
+_AFFINE = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Linear, nn.Conv2d, nn.AvgPool2d)
 
 
 class Stochastic(nn.Module):
@@ -73,7 +74,7 @@ def _is_affine(layer: nn.Module) -> bool:
         return all(map(_is_affine, layer))
     # A random layer that knows its mean is noise or a mask.
     knows = isinstance(layer, Stochastic) and type(layer).expected is not Stochastic.expected
-    return knows or isinstance(layer, nn.Identity | nn.Flatten | nn.Linear | nn.Conv2d)
+    return knows or isinstance(layer, _AFFINE)
 
 
 def set_generator(module: nn.Module, generator: torch.Generator | None) -> None:

@@ -31,7 +31,8 @@ class EnsembleAttack(Attack):
     Decoders of different shapes err differently, and where errors differ a mean has less of them. Each is trained by
     itself; the answer is Σ w_i·x̂_i with the weights, at least 0 and summing to 1, that have the least squared error on
     the attacker's own validation images (stacked regression, Breiman 1996). So on those it is never behind the best of
-    its decoders. Within a limit of queries they learn from the same answers.
+    its decoders. Within a limit of queries they learn from the same first answers, and what is left of it is the first
+    one's.
 
     Args:
         architectures: Shapes of the decoders, two or more.
@@ -66,7 +67,11 @@ class EnsembleAttack(Attack):
         try:
             _ = self.decoders
         except InputError as error:
-            raise renamed(error, lambda field: field.replace(DecoderAttack.name, self.name, 1)) from error
+            raise renamed(error, self._own_name) from error
+
+    def _own_name(self, field: str) -> str:
+        own = field.removeprefix(f"{DecoderAttack.name}.")
+        return f"{self.name}.{'architectures' if own == 'architecture' else own}"
 
     @property
     def decoders(self) -> tuple[DecoderAttack, ...]:
@@ -105,12 +110,12 @@ class EnsembleAttack(Attack):
         inverters = [partial(answer, network) for network, _ in trained]
         products = _error_products(inverters, pairs[1])
         weights = simplex_weights(products)
+        used = weights > 0
         figures = {
             "mse_before": min(fitted.before for _, fitted in trained),
-            "mse_after": float(weights @ products @ weights),
+            "mse_after": float(weights[used] @ products[used][:, used] @ weights[used]),
             **{f"weight_{shape}": float(weight) for shape, weight in zip(self.architectures, weights, strict=True)},
         }
-        used = weights > 0
         diverged = any(fitted.result.diverged for (_, fitted), one in zip(trained, used, strict=True) if one)
         chosen = [(inverter, float(weight)) for inverter, weight in zip(inverters, weights, strict=True) if weight > 0]
         return Learned(torch.no_grad()(partial(_mean, chosen)), figures, diverged)
@@ -136,7 +141,7 @@ def simplex_weights(products: Tensor) -> Tensor:
         part = products[subset][:, subset]
         if not bool(part.isfinite().all()):
             continue
-        # The pseudoinverse shares out evenly between predictors that are the same.
+        # Two predictors may be the same.
         solved = torch.linalg.pinv(part, hermitian=True).sum(1)
         share = solved / solved.sum() if bool(part.any()) else torch.full_like(solved, 1 / len(solved))
         value = float(share @ part @ share)

@@ -183,11 +183,12 @@ class NetworkJob:
     def pairs(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """A batch of the images to learn from, and their features.
 
-        An only image comes twice, which changes no mean: from a single number a channel, as of a vector or a map of one
-        place, batch norm refuses to learn.
+        An only image comes twice where its feature is a map of one place: from a single number a channel batch norm
+        refuses to learn. Such an attacker learns nothing of features either way; the loss is the same.
         """
         z = self._own(x, index)
-        return (x, z) if len(x) > 1 else (torch.cat([x, x]), torch.cat([z, z]))
+        single = len(x) == 1 and z.ndim == 4 and z[0, 0].numel() == 1
+        return (torch.cat([x, x]), torch.cat([z, z])) if single else (x, z)
 
     def epoch_end(self, epoch: int) -> dict[str, float]:
         """Loss on the attacker's own validation images; less is better."""

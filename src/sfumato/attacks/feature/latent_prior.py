@@ -138,7 +138,7 @@ class LatentPriorAttack(Attack):
             send: Callable[[Tensor], Tensor] = partial(_sent, target)
         else:
             surrogate = self._surrogate(target, generator)
-            if any(True for _ in surrogate.parameters()):  # an edge without weights is known without learning
+            if _can_learn(surrogate, target.image_shape):
                 learned += [learn("edge", surrogate, lambda network, x, z: F.mse_loss(network(x), z), pairs)]
             send = _frozen(surrogate)
         scale, (x, z) = _variance(pairs[0]), _sendings(pairs[1])
@@ -270,6 +270,18 @@ class _Search:
         self._runtime.progress.advance()
         if self._runtime.should_stop():
             raise Interrupted("stopped while searching; what is finished is kept")
+
+
+def _can_learn(edge: nn.Module, image_shape: tuple[int, int, int]) -> bool:
+    """Whether its answers lead back to weights. It may have none, and be known as it is; or it may keep no graph."""
+    weight = next(edge.parameters(), None)
+    if weight is None:
+        return False
+    was_training = edge.training
+    with torch.enable_grad():
+        sent: Tensor = edge.eval()(torch.zeros(1, *image_shape, device=weight.device, dtype=weight.dtype))
+    edge.train(was_training)
+    return sent.requires_grad
 
 
 def _frozen(network: nn.Module) -> Callable[[Tensor], Tensor]:
