@@ -42,7 +42,7 @@ def attack(spec: Attack | Auto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "networks"), [("quick", 2), ("standard", 8), pytest.param("thorough", 15, marks=pytest.mark.slow)]
+    ("level", "networks"), [("quick", 2), ("standard", 8), pytest.param("thorough", 18, marks=pytest.mark.slow)]
 )
 def test_every_training_of_auto_stops(
     level: Any, networks: int, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
