@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import torch
 
-import sfumato
-from sfumato import metrics
-from sfumato.attacks import Attack, Knowledge, Reconstruction, Scene, WhiteBox, labels, make_target, scene_of, strongest
+from sfumato.attacks import Attack, Knowledge, Reconstruction, Scene, labels, make_target, scene_of
 from sfumato.audit import attacking
-from sfumato.audit import card as cards
 from sfumato.audit.card import Card
-from sfumato.audit.examples import examples
 from sfumato.audit.gate import unmeasured
 from sfumato.audit.judge import add_judgement, train_judge
+from sfumato.audit.measuring import card_of, defense_info
 from sfumato.audit.reference import protects
-from sfumato.audit.runs import Run, checksum_of, edge_digest, load_data, prepare, recipe_of, train_run, undefended
+from sfumato.audit.runs import Run, load_data, prepare, train_run, undefended
 from sfumato.audit.settings import Settings
-from sfumato.audit.suspicions import (
-    Evidence,
-    gradient_through,
-    is_random,
-    levels_of,
-    sends_differently,
-    suspicions,
-)
 from sfumato.data import ImageSet, Splits
 from sfumato.defenses import Defense
 from sfumato.errors import CorruptFileError, InputError, raise_all, renamed, together
 from sfumato.metrics.reconstruction import SMALLEST_IMAGE
-from sfumato.models import SplitModel, set_generator
+from sfumato.models import SplitModel
 from sfumato.progress import Titled
 from sfumato.storage import file_digest, hash_of, write_text
 from sfumato.training import Runtime
 
 CARD, CHECKSUM = "card.json", "card.sha256"
-_PROBES = 64
 
 
 def audit(settings: Settings, *, root: Path, runtime: Runtime) -> list[Card]:
@@ -135,7 +120,7 @@ def _check_shapes(settings: Settings, split: SplitModel, knowledge: Knowledge) -
 def _check_conditions(settings: Settings, defenses: Mapping[str, Defense], splits: Splits) -> None:
     """Find out before training that a condition is about an attack that ``auto`` does not run on some defense."""
     knowledge = _knowledge(settings, splits)
-    held = {label: defense for label, defense in defenses.items() if protects(_defense_info(label, defense))}
+    held = {label: defense for label, defense in defenses.items() if protects(defense_info(label, defense))}
     errors: list[InputError] = []
     for label, defense in (held or defenses).items() if _left_to_auto(settings) else ():
         generator = torch.Generator().manual_seed(settings.seed)
@@ -180,7 +165,7 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
     _check_shapes(settings, run.split, knowledge)
     scout = make_target(run.split, settings.evaluation.threat_model, generator=runtime.generator(settings.seed + 23))
     entries, scene = settings.resolved_attacks(), scene_of(scout, knowledge, runtime.device)
-    if _left_to_auto(settings) and protects(_defense_info(run.label, run.defense)):
+    if _left_to_auto(settings) and protects(defense_info(run.label, run.defense)):
         raise_all(_unmeasured(settings, run.label, scene))
     found = attacking.expanded(entries, scene)
     charges = attacking.charges(entries, found, scene)
@@ -190,7 +175,7 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
     known = _known(folder / CARD)
     if known is not None:
         # What people call a defense does not determine its result, and may have changed since.
-        return known.model_copy(update={"defense": _defense_info(run.label, run.defense)})
+        return known.model_copy(update={"defense": defense_info(run.label, run.defense)})
     root = run.folder.parent
     judge = train_judge(settings, splits, root=root, runtime=runtime) if settings.evaluation.judge else None
     victims = {
@@ -202,7 +187,7 @@ def attack_run(run: Run, settings: Settings, splits: Splits, *, runtime: Runtime
         place = runtime.at(folder / f"{i}-{attack.name}")
         result = _attack(attack, i, run, knowledge, victims, settings, place)
         made[label] = replace(result, queries=result.queries + charges[i])
-    card = _card(run, settings, splits, found, made, knowledge, victims, runtime)
+    card = card_of(run, settings, splits, found, made, knowledge, victims, runtime)
     if judge is not None:
         card = add_judgement(card, judge, made, victims["test"])
     card.save(folder / CARD)
@@ -265,185 +250,6 @@ def _attack(
     made = attack(target, knowledge, victims, generator=own, runtime=titled)
     attacking.keep(made, runtime.folder)
     return made
-
-
-def _card(
-    run: Run,
-    settings: Settings,
-    splits: Splits,
-    attacks: tuple[Attack, ...],
-    made: Mapping[str, Reconstruction],
-    knowledge: Knowledge,
-    victims: Mapping[str, ImageSet],
-    runtime: Runtime,
-) -> Card:
-    utility = _utility(run, splits, settings, runtime)
-    mean_image = _mean_image(splits.train, victims["test"])
-    cost = metrics.split_cost(run.split)
-    gradient, levels, differs = _probed(run, victims["test"], settings, runtime)
-    evidence = Evidence(
-        run.fit,
-        utility.test_accuracy,
-        int(splits.test.labels.bincount().max()) / len(splits.test),
-        made,
-        differs or is_random(run.split.channel),
-        mean_image,
-        gradient,
-        levels,
-        specs=dict(zip(made, attacks, strict=True)),
-    )
-    return Card(
-        run=run.folder.name,
-        defense=_defense_info(run.label, run.defense),
-        data=_data_info(splits, settings),
-        model=cards.ModelInfo(
-            backbone=settings.model.backbone,
-            width=settings.model.width,
-            cut=run.split.cut,
-            feature_shape=run.split.feature.shape,
-            edge_from=edge_digest(run.settings),
-        ),
-        training=_training_info(run, settings, splits),
-        utility=utility,
-        cost=cards.Cost(**vars(cost)),
-        theory=_theory(run, splits, settings, runtime),
-        mean_image=mean_image,
-        attacks=[
-            _attack_info(name, attack, settings, knowledge, result, victims["test"])
-            for attack, (name, result) in zip(attacks, made.items(), strict=True)
-        ],
-        worst_case=_worst_case(made),
-        suspicions=suspicions(evidence),
-        timing=_timing(run, made, runtime),
-        environment=cards.Environment(
-            sfumato=sfumato.__version__,
-            torch=torch.__version__,
-            python=platform.python_version(),
-            platform=f"{platform.system()} {platform.machine()}",
-            device=_device_name(runtime.device),
-            threads=torch.get_num_threads(),
-        ),
-    )
-
-
-def _defense_info(label: str, defense: Defense) -> cards.DefenseInfo:
-    parts = [
-        cards.Part(name=part["part"], arguments={k: v for k, v in part.items() if k != "part"})
-        for part in defense.describe()
-    ]
-    return cards.DefenseInfo(label=label, parts=parts)
-
-
-def _data_info(splits: Splits, settings: Settings) -> cards.DataInfo:
-    return cards.DataInfo(
-        source=settings.data.source,
-        checksum=checksum_of(splits),
-        image_shape=splits.train.image_shape,
-        classes=list(splits.train.classes),
-        train=len(splits.train),
-        validation=len(splits.validation),
-        test=len(splits.test),
-        auxiliary=len(splits.auxiliary) if splits.auxiliary is not None else 0,
-    )
-
-
-def _training_info(run: Run, settings: Settings, splits: Splits) -> cards.TrainingInfo:
-    figures = ("epoch", "validation_loss", "validation_accuracy")
-    return cards.TrainingInfo(
-        arguments=recipe_of(settings, splits),
-        seed=settings.seed,
-        epochs_run=len(run.fit.history),
-        epoch_kept=run.fit.epoch_kept,
-        losses={name: value for name, value in run.fit.history[-1].items() if name not in figures},
-    )
-
-
-def _utility(run: Run, splits: Splits, settings: Settings, runtime: Runtime) -> cards.Utility:
-    generator = runtime.generator(settings.seed + 7)
-    train, validation, test = (
-        metrics.accuracy(run.split, part.to(runtime.device), generator=generator)
-        for part in (splits.train, splits.validation, splits.test)
-    )
-    return cards.Utility(train_accuracy=train, validation_accuracy=validation, test_accuracy=test)
-
-
-def _theory(run: Run, splits: Splits, settings: Settings, runtime: Runtime) -> dict[str, float]:
-    generator = runtime.generator(settings.seed + 11)
-    found = metrics.theory(run.split, splits.train.to(runtime.device), generator=generator) | run.bound.theory()
-    return {name: value for name, value in found.items() if np.isfinite(value)}
-
-
-def _mean_image(train: ImageSet, victims: ImageSet) -> cards.Quality:
-    mean = train.images.double().mean(0, keepdim=True).float() / 255
-    return _means(metrics.quality(mean.expand(len(victims), -1, -1, -1), victims.images / 255))
-
-
-def _means(quality: metrics.Quality) -> cards.Quality:
-    psnr = float(quality.psnr.mean())
-    return cards.Quality(
-        mse=float(quality.mse.mean()),
-        psnr=psnr if np.isfinite(psnr) else None,
-        ssim=float(quality.ssim.mean()),
-    )
-
-
-def _attack_info(
-    name: str,
-    attack: Attack,
-    settings: Settings,
-    knowledge: Knowledge,
-    result: Reconstruction,
-    victims: ImageSet,
-) -> cards.AttackInfo:
-    # As they are read again: JSON has no tuples.
-    told = {key: list(value) if isinstance(value, tuple) else value for key, value in attack.describe().items()}
-    arguments = {key: value for key, value in told.items() if key != "attack"}
-    return cards.AttackInfo(
-        attack=cards.Part(name=name, arguments=arguments),
-        kind=attack.name,
-        threat_model=result.threat_model,
-        trained_on=knowledge.origin,
-        queries=result.queries,
-        images=result.owned,
-        observations=result.observations,
-        train=_means(result.quality["train"]),
-        test=_means(result.quality["test"]),
-        test_mse=result.quality["test"].mse.tolist(),
-        test_ssim=result.quality["test"].ssim.tolist(),
-        examples=examples(result, victims),
-    )
-
-
-def _worst_case(made: Mapping[str, Reconstruction]) -> cards.WorstCase:
-    quality = strongest(made).quality
-    return cards.WorstCase(mse=float(quality.mse.mean()), ssim=float(quality.ssim.mean()))
-
-
-def _probed(run: Run, victims: ImageSet, settings: Settings, runtime: Runtime) -> tuple[float, int | None, bool]:
-    """The gradient through the device, how many numbers it sends, and whether it sends the same image differently."""
-    target = make_target(run.split, "white-box", generator=runtime.generator(settings.seed))
-    assert isinstance(target, WhiteBox)
-    x = victims.images[:_PROBES].to(runtime.device) / 255
-    return gradient_through(target, x), levels_of(target, x), sends_differently(target, x)
-
-
-def _timing(run: Run, made: Mapping[str, Reconstruction], runtime: Runtime) -> cards.Timing:
-    split = run.split.eval()
-    set_generator(split, runtime.generator(0))
-    image = torch.zeros(1, *split.image_shape, device=runtime.device)
-    with torch.no_grad():
-        z = split.send(image)
-    return cards.Timing(
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        train_seconds=run.seconds,
-        attack_seconds=sum(result.seconds for result in made.values()),
-        edge_latency_ms=metrics.latency(torch.nn.Sequential(split.edge, split.channel), image),
-        cloud_latency_ms=metrics.latency(split.cloud, z),
-    )
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _first(images: ImageSet, most: int) -> ImageSet:
