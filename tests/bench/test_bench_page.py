@@ -300,8 +300,10 @@ def test_costs_of_a_row_are_one_number_or_where_seeds_differ_a_range(tmp_path):
 
 
 def test_environment_and_doubts(tmp_path):
-    text = page(result_of(PAPER, TABLE, suspicions=("not-averaged",), seconds=600.0), tmp_path)
+    twice = ("not-averaged", "attack-diverged", "attack-diverged")
+    text = page(result_of(PAPER, TABLE, suspicions=twice, seconds=600.0), tmp_path)
     assert "- `not-averaged`: 8 of 8 cards" in text
+    assert "- `attack-diverged`: 8 of 8 cards" in text, "of two attacks in each"
     assert "- sfumato 0.1.0, torch 2.9.0, Python 3.11.2, Linux, cpu, 2 threads\n" in text
     assert "- digits: 1,000 training, 100 validation and 200 test images of 2 classes\n" in text
     assert "- 8 models, 1 h 20 min of training and attacks, the last finished on 2025-01-02" in text

@@ -67,7 +67,7 @@ class Result:
         threats: All attacks side by side, by what they may touch.
         matched: (row, row it is compared with) to the comparison at matched accuracy, where rows are curves.
         entropy: Where the experiment names a figure of theory.
-        suspicions: Code to how many cards have it.
+        suspicions: Code to how many cards have it, however often.
         costs: Row to figure's name to the least and the most that one of its models costs.
     """
 
@@ -100,7 +100,7 @@ def evaluate(experiment: Experiment, size: SizeName, jobs: Sequence[Job], cards:
     for attack in attack_names(own):
         lines = aggregate(experiment, jobs, own, attack)
         tables.append(Table(attack, lines, average(lines) if experiment.vary is None else None))
-    found = Counter(suspicion.code for card in own.values() for suspicion in card.suspicions)
+    found = Counter(code for card in own.values() for code in dict.fromkeys(s.code for s in card.suspicions))
     return Result(
         experiment,
         size,
