@@ -227,18 +227,20 @@ class Auto:
         def epochs(batch_size: int, observations: int = 1) -> int:
             return size.epochs(self._learned_from(scene, observations), batch_size)
 
-        def decoder(architecture: Architecture = "residual", observations: int = 1) -> Attack:
+        def trained(observations: int = 1) -> dict[str, Any]:
             passes = epochs(_BATCH, observations)
-            return DecoderAttack(
-                depth=size.depth,
-                width=size.width,
-                epochs=passes,
-                lr=2e-3,
-                batch_size=_BATCH,
-                architecture=architecture,
-                patience=_stop_after(passes),
-                observations=observations,
-            )
+            return {
+                "depth": size.depth,
+                "width": size.width,
+                "epochs": passes,
+                "lr": 2e-3,
+                "batch_size": _BATCH,
+                "patience": _stop_after(passes),
+                "observations": observations,
+            }
+
+        def decoder(architecture: Architecture = "residual", observations: int = 1) -> Attack:
+            return DecoderAttack(architecture=architecture, **trained(observations))
 
         def generator(observations: int = 1) -> Attack:
             passes = epochs(_SMALL_BATCH, observations)
@@ -280,14 +282,7 @@ class Auto:
         if self.level == "thorough":
             passes = epochs(_BATCH)
             yield decoder("transformer")
-            yield EnsembleAttack(
-                depth=size.depth,
-                width=size.width,
-                epochs=passes,
-                lr=2e-3,
-                batch_size=_BATCH,
-                patience=_stop_after(passes),
-            )
+            yield EnsembleAttack(**trained())
             yield GANAttack(
                 depth=size.depth,
                 width=size.width,
