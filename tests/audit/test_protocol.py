@@ -485,6 +485,16 @@ def test_trained_in_double_precision_deployed_and_attacked_in_single(tmp_path, t
     assert other.training.losses != first.training.losses, "it was trained in double precision"
 
 
+def test_a_fresh_card_is_the_one_that_is_read_again(tmp_path, tiny_settings, runtime):
+    """Also where an attack's argument is a tuple, which JSON does not know."""
+    ensemble = {"attack": "ensemble", "architectures": ["residual", "transformer"], "depth": 0, "width": 8, "epochs": 1}
+    settings = load_settings([tiny_settings, {"defenses": ["none"], "attacks": [ensemble]}])
+    (fresh,) = audit(settings, root=tmp_path, runtime=runtime)
+    (kept,) = audit(settings, root=tmp_path, runtime=runtime)
+    assert fresh == kept
+    assert fresh.attacks[0].attack.arguments["architectures"] == ["residual", "transformer"]
+
+
 def test_attacks_that_images_or_features_do_not_bear_are_said_at_once_and_by_name(tmp_path, tiny_settings, runtime):
     deep, often = {"attack": "deep_prior", "depth": 9}, {"attack": "latent_prior", "halvings": 9}
     change = {"defenses": ["none", "noise"], "attacks": [deep, "decoder", often]}
