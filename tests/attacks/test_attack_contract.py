@@ -368,6 +368,7 @@ class TestBuild:
         [
             ("decodr", r"attack\.attack.*did you mean decoder"),
             ({}, r"attack\.attack"),
+            ({"attack": ["decoder"]}, r"attack\.attack"),
             ({"attack": "decoder", "widht": 3}, r"attack\.decoder\.widht.*did you mean width"),
             ({"attack": "decoder", "epochs": "many"}, r"attack\.decoder\.epochs"),
             ({"attack": "decoder", "epochs": 0}, r"decoder\.epochs"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from attack_toys import generator, identity_split, make_images, make_split, target_of
-from torch import nn
+from torch import Tensor, nn
 
 from sfumato.attacks import THREAT_MODELS, GrayBox, ThreatModel, WhiteBox, make_target
 from sfumato.defenses import Noise
@@ -130,6 +131,53 @@ def test_gray_box_architecture_is_alive_whatever_its_normalization(layer: nn.Mod
     assert float(edge(X).detach().std()) > 0.1
     for name, value in secrets.items():
         assert not torch.allclose(target.architecture(generator=generator(5)).state_dict()[name], value)
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is left alone"
+
+
+class Attentive(nn.Module):
+    """Patches as tokens with places, through attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv1d(1, 8, 4, stride=4)
+        self.place = nn.Parameter(torch.ones(1, 1, 8))
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.bend = nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x.flatten(2)).mT + self.place
+        return self.bend(self.attend(tokens, tokens, tokens, need_weights=False)[0])
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param(Attentive, id="attention"),
+        pytest.param(lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 4, 3)), id="parametrized"),
+        pytest.param(lambda: nn.utils.spectral_norm(nn.Conv2d(1, 4, 3)), id="by a hook"),
+        pytest.param(lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 4, 3)), id="weight norm"),
+    ],
+)
+def test_gray_box_architecture_can_learn_whatever_its_layers(made: Callable[[], nn.Module]) -> None:
+    """A query and a key matrix that are both zero have no gradient, and would stay so for ever."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        original = made()
+    state = torch.random.get_rng_state()
+    edge, again = (
+        target_of(identity_split().with_parts(edge=original), "gray-box").architecture(generator=generator(5)).train()
+        for _ in range(2)
+    )
+    sent = edge(X)
+    assert sent.isfinite().all()
+    sent.square().sum().backward()
+    for (name, mine), (_, same), (_, secret) in zip(
+        edge.named_parameters(), again.named_parameters(), original.named_parameters(), strict=True
+    ):
+        assert mine.grad is not None, name
+        assert mine.grad.abs().sum() > 0, name
+        assert torch.equal(mine, same), name
+        assert "bias" in name or not torch.allclose(mine, secret), name
     assert torch.equal(torch.random.get_rng_state(), state), "the global generator is left alone"
 
 

@@ -402,6 +402,40 @@ def test_randomness_in_the_edge_is_not_overlooked(tmp_path, tiny_settings, runti
     assert ("not-averaged" in {doubt.code for doubt in card.suspicions}) is restless
 
 
+class Detached(nn.Module):
+    """Sends the feature, and no gradient."""
+
+    def forward(self, z):
+        return z.detach()
+
+
+class Rounded(nn.Module):
+    """Eight levels; rounding has no gradient but 0."""
+
+    def forward(self, z):
+        return (z * 8).round().clamp(0, 7) / 8
+
+
+@pytest.mark.parametrize(
+    ("channel", "expected"),
+    [
+        (None, set()),
+        (Detached(), {"gradient-vanishes"}),
+        (Rounded(), {"gradient-vanishes", "quantized"}),
+        (Restless(nn.Identity()), {"not-averaged"}),
+    ],
+)
+def test_the_card_of_a_device_that_only_looks_private_says_so(tmp_path, tiny_settings, runtime, channel, expected):
+    settings = load_settings([tiny_settings, {"defenses": ["none"]}])
+    splits = load_data(settings.data, settings.seed)
+    run = train_run(settings, "none", settings.resolved_defenses()["none"], splits, root=tmp_path, runtime=runtime)
+    if channel is not None:
+        run = replace(run, split=run.split.with_parts(channel=channel))
+    card = attack_run(run, settings, splits, runtime=runtime)
+    reasons = {"gradient-vanishes", "quantized", "not-averaged", "averages-out"}
+    assert {doubt.code for doubt in card.suspicions} & reasons == expected
+
+
 def test_auto_under_every_threat_model_and_with_few_images(tmp_path, tiny_settings, runtime, monkeypatch):
     monkeypatch.setitem(auto._SIZES, "quick", auto._Size(steps=4, depth=0, width=4, search=4))
     quick = {"attack": "auto", "level": "quick"}

@@ -141,6 +141,7 @@ def test_noise_that_averages_out(averaged, raised):
     assert [suspicion.code for suspicion in found] == ["averages-out"] * raised
     more_images = {"once": DecoderAttack(images=9), "often": DecoderAttack(observations=16)}
     assert not suspicions(replace(SOUND, random_channel=True, attacks=attacks, specs=more_images))
+    assert not suspicions(replace(SOUND, attacks=attacks, specs=specs)), "all sendings alike: one training was luckier"
 
 
 @pytest.mark.parametrize("queries", [None, 1_000])

@@ -38,6 +38,7 @@ def table(content, figures, attack_name="decoder", **how):
 def test_spread_is_that_of_numpy(values):
     found = spread(values)
     assert found.mean == pytest.approx(np.mean(values), abs=1e-9)
+    assert list(found.values) == values
     assert found.count == len(values)
     if len(values) == 1:
         assert found.deviation is None

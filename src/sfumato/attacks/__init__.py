@@ -45,7 +45,7 @@ def build(spec: str | Mapping[str, Any], *, field: str = "attack") -> Attack | A
     arguments = {"attack": spec} if isinstance(spec, str) else dict(spec)
     name = arguments.pop("attack", None)
     kinds: dict[str, Callable[..., Attack | Auto]] = {**ATTACKS, Auto.name: Auto}
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         raise InputError(f"{field}.attack", name, one_of(kinds, name))
     try:
         return call(kinds[name], arguments, field=name)

@@ -18,6 +18,8 @@ from sfumato.storage import hash_of
 ThreatModel = Literal["white-box", "gray-box", "black-box"]
 THREAT_MODELS: tuple[ThreatModel, ...] = ("white-box", "gray-box", "black-box")
 _BATCH = 512
+# Whose weight and bias ``initialize`` draws.
+_INITIALIZED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 # Every normalization with weights or statistics; all but batch norm's are nothing that ``initialize`` knows.
 _NORMALIZATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -119,10 +121,16 @@ class GrayBox(BlackBox):
         self._blank = _blank(split.edge)
 
     def architecture(self, *, generator: torch.Generator) -> nn.Module:
-        """A new edge of the true structure, freshly initialized from ``generator``."""
+        """A new edge of the true structure, freshly initialized from ``generator``.
+
+        Convolutions and linear layers of images as :func:`~sfumato.models.initialize` draws them, normalizations at
+        ones and zeros, all other parameters normal with standard deviation 1/√fan_in. Buffers are part of the
+        structure, but for the statistics of normalizations.
+        """
         edge = _copied(self._blank)
         set_generator(edge, generator)
-        return initialize(edge, generator)
+        # First what is not layers' own: to read a weight that is computed from zeros may spoil what computes it.
+        return initialize(_drawn(edge, generator), generator)
 
 
 class WhiteBox(GrayBox):
@@ -211,6 +219,20 @@ def _blank(edge: nn.Module) -> nn.Module:
         if isinstance(layer, _NORMALIZATIONS):
             layer.reset_parameters()  # draws nothing: ones, zeros, and running statistics as at first
     return blank
+
+
+def _drawn(edge: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Draw what ``initialize`` does not know: of two matrices in a product, both zero, neither has a gradient."""
+    with torch.no_grad():
+        for layer in edge.modules():
+            if isinstance(layer, _NORMALIZATIONS):
+                continue
+            for name, parameter in layer.named_parameters(recurse=False):
+                if isinstance(layer, _INITIALIZED) and name in ("weight", "bias"):
+                    continue
+                fan_in = parameter[0].numel() if parameter.ndim > 1 else parameter.numel()
+                parameter.normal_(0, fan_in**-0.5, generator=generator)
+    return edge
 
 
 def _copied(module: _M) -> _M:

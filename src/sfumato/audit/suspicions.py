@@ -90,7 +90,7 @@ def _all(evidence: Evidence) -> Iterator[tuple[str, str]]:
             f"No channel of what is sent takes more than {evidence.levels} different values. Rounding has no gradient "
             "of use, so attacks that optimize the image say little here; those that learn from examples count.",
         )
-    yield from _between(evidence.attacks, evidence.specs)
+    yield from _between(evidence.attacks, evidence.specs, evidence.random_channel)
     yield from _optimizing(evidence.attacks, evidence.specs)
     yield from _between_threat_models(evidence.attacks)
     if evidence.random_channel and all(attack.observations == 1 for attack in evidence.attacks.values()):
@@ -101,7 +101,9 @@ def _all(evidence: Evidence) -> Iterator[tuple[str, str]]:
         )
 
 
-def _between(attacks: Mapping[str, Reconstruction], specs: Mapping[str, Attack]) -> Iterator[tuple[str, str]]:
+def _between(
+    attacks: Mapping[str, Reconstruction], specs: Mapping[str, Attack], random_channel: bool
+) -> Iterator[tuple[str, str]]:
     """What one attack with two budgets tells: more that does worse, noise that averages out."""
     for (weaker, less), (stronger, more) in itertools.permutations(specs.items(), 2):
         small, large = (float(attacks[name].quality["test"].mse.mean()) for name in (weaker, stronger))
@@ -114,7 +116,7 @@ def _between(attacks: Mapping[str, Reconstruction], specs: Mapping[str, Attack])
                 "may not have been trained to its end.",
             )
         same = (more.images, more.queries) == (less.images, less.queries)
-        if same and large < _AVERAGED * small:
+        if random_channel and same and large < _AVERAGED * small:
             yield (
                 "averages-out",
                 f"What is sent is random, and the mean of {more.observations} sendings of an image gives the attack "

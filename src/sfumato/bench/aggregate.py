@@ -48,12 +48,17 @@ class Spread:
     Attributes:
         mean: Arithmetic mean.
         deviation: Sample standard deviation (n − 1); ``None`` of a single value.
-        count: Number of values.
+        values: What they are of, in the order of the seeds.
     """
 
     mean: float
     deviation: float | None
-    count: int
+    values: tuple[float, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return len(self.values)
 
 
 @dataclass(frozen=True)
@@ -122,10 +127,10 @@ def spread(values: Sequence[float]) -> Spread:
     """Mean and sample standard deviation of at least one value.
 
     >>> spread([1.0, 3.0])
-    Spread(mean=2.0, deviation=1.4142135623730951, count=2)
+    Spread(mean=2.0, deviation=1.4142135623730951, values=(1.0, 3.0))
     """
     deviation = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(math.fsum(values) / len(values), deviation, len(values))
+    return Spread(math.fsum(values) / len(values), deviation, tuple(values))
 
 
 def attack_of(card: Card, name: str) -> AttackInfo | None:

@@ -158,7 +158,7 @@ def _first_cards(result: Result) -> list[tuple[str, Card]]:
 
 
 def _percent(value: Spread) -> Spread:
-    return Spread(100 * value.mean, None if value.deviation is None else 100 * value.deviation, value.count)
+    return spread([100 * one for one in value.values])
 
 
 def lines_as_rows(result: Result) -> Iterator[dict[str, Any]]:

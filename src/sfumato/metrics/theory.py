@@ -25,9 +25,11 @@ def theory(split: SplitModel, images: ImageSet, *, generator: torch.Generator) -
     Five components with diagonal covariances for each class, fitted in four passes over at most 10,000 images; fewer
     where a component would stand for less than 20 images, whose variance about their own mean is too small. The rate
     bounds I(z; z') from above as far as features are such a mixture; differences of rates between models are
-    differences of conditional entropy, for H(x) is the same for all (CEM, theorem 2 and equation 4). The Fisher
-    information leakage (Maeng et al. 2023) is a mean over 64 images and tells how sharply a small change of the image
-    shows in what is sent; an attack without bias has a mean squared error of at least 1/dFIL, and attacks have bias.
+    differences of conditional entropy, for H(x) is the same for all (CEM, theorem 2 and equation 4). All of it is of
+    the channel's Gaussian noise alone: what else the channel does, such as dropping elements, counts in none. The
+    Fisher information leakage (Maeng et al. 2023) is a mean over 64 images and tells how sharply a small change of
+    the image shows in what is sent; an attack without bias has a mean squared error of at least 1/dFIL, and attacks
+    have bias.
 
     Args:
         split: Put into evaluation mode.
