@@ -23,7 +23,9 @@ from sfumato.attacks import (
 )
 from sfumato.audit import (
     CALIBRATION_ATTACK,
+    CALIBRATION_FITTING,
     Attacked,
+    Bracket,
     Calibration,
     Sizes,
     images_of,
@@ -33,11 +35,12 @@ from sfumato.audit import (
 )
 from sfumato.audit.calibration import NEAR, rounded
 from sfumato.errors import InputError, Interrupted
-from sfumato.information import STANDARD_BEDS, Bed, Estimate, Figures, LinearGaussian
+from sfumato.information import STANDARD_BEDS, Bed, Estimate, Figures, Fitting, LinearGaussian
 from sfumato.models import set_generator
 from sfumato.training import Runtime, make_fabric
 
 SMALL = Sizes(train=300, validation=50, test=700, samples=1000)
+SHORT = Fitting(steps=60, batch=128, learning_rate=5e-3)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -222,6 +225,48 @@ def test_what_is_broken_beyond_four_standard_errors(row: Calibration, broken: tu
 def test_near_is_three_per_cent(ratio: float, verdict: str) -> None:
     assert NEAR == 0.03
     assert row_of(ratio=ratio).verdict() == verdict
+
+
+@pytest.mark.parametrize(
+    ("mine", "club", "verdict"),
+    [
+        (1.9, 2.5, "holds"),
+        (2.05, 2.5, "holds"),
+        (2.1, 2.5, "broken: MINE ≤ information"),
+        (1.9, 1.95, "holds"),
+        (1.9, 1.9, "holds; CLUB falls short"),
+    ],
+)
+def test_the_bracket_is_judged_within_four_standard_errors(mine: float, club: float, verdict: str) -> None:
+    """CLUB below the information breaks no theorem: its Gaussian has learned too little."""
+    row = replace(row_of(), bracket=Bracket(Estimate(mine, 0.01), Estimate(club, 0.01)))
+    assert row.verdict() == verdict
+    fallen = replace(row, attack=replace(row.attack, diverged=True))
+    assert fallen.verdict() == verdict.replace("holds", "holds; attack falls short", 1)
+
+
+def test_mine_and_club_see_the_pixels_and_what_is_sent() -> None:
+    """With next to nothing sent there is next to nothing to find; with much, more."""
+    found = [
+        measure("smooth", bed_of("smooth", sigma), attack=None, sizes=SMALL, fitting=SHORT, runtime=runtime()).bracket
+        for sigma in (100.0, 0.03)
+    ]
+    assert measure("smooth", bed_of(), attack=None, sizes=SMALL, runtime=runtime()).bracket is None
+    assert found[0] is not None
+    assert found[1] is not None
+    for little, much in ((found[0].mine, found[1].mine), (found[0].club, found[1].club)):
+        assert abs(little.value) < 0.2 < 0.5 < much.value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smooth", "patches", "moods"])
+def test_mine_and_club_bracket_the_information_of_a_standard_bed(name: str) -> None:
+    """Not so on ``white``, whose 144 independent pixels are too many for CLUB's network."""
+    row = measure(name, bed_of(name), attack=None, fitting=CALIBRATION_FITTING, runtime=runtime())
+    assert row.bracket is not None
+    assert row.verdict() == "holds"
+    information = row.figures.information.value
+    assert 0.25 * information < row.bracket.mine.value < information < row.bracket.club.value
 
 
 def test_an_attack_that_cannot_work_is_refused_first() -> None:

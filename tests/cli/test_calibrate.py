@@ -11,7 +11,7 @@ import torch
 from sfumato.attacks import DecoderAttack
 from sfumato.audit import Attacked, Calibration, Sizes
 from sfumato.cli import run
-from sfumato.information import STANDARD_BEDS, Estimate
+from sfumato.information import STANDARD_BEDS, Estimate, Fitting
 
 CALIBRATE = ["calibrate", "--bed", "smooth", "--sigma", "0.05"]
 
@@ -132,6 +132,27 @@ def test_a_broken_inequality_is_exit_code_3(few, capsys, monkeypatch):
     content = json.loads(capsys.readouterr().out)
     assert content["holds"] is False
     assert content["rows"][0]["broken"] == ["mmse ≤ attack", "best ≤ attack"]
+
+
+def test_the_estimators_are_trained_where_asked_for(few, capsys, monkeypatch):
+    from sfumato.cli import calibrate
+
+    monkeypatch.setattr(calibrate, "CALIBRATION_FITTING", Fitting(steps=30, batch=64, learning_rate=5e-3))
+    asked = [*CALIBRATE, "--no-attack", "--estimators"]
+    row = told(capsys, *asked)["rows"][0]
+    without = told(capsys, *CALIBRATE, "--no-attack")["rows"][0]
+    assert without["bracket"] is None
+    figures = row["figures"]["information"]["value"]
+    assert row["bracket"]["mine"]["value"] < figures
+    assert row["bracket"]["mine"]["error"] > 0
+    assert row["bracket"]["club"]["error"] > 0
+    assert {**row, "bracket": None, "verdict": ""} == {**without, "verdict": ""}, "nothing else is drawn otherwise"
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(asked) == 0
+    shown = capsys.readouterr()
+    assert f"{row['bracket']['mine']['value']:.2f} ± {row['bracket']['mine']['error']:.2f}" in shown.out
+    assert "…" not in shown.out
+    assert "smooth, σ = 0.05 (MINE, CLUB)" in shown.err
 
 
 def test_interrupted(capsys, monkeypatch):

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InputError
-from sfumato.information import Club, Fitting, estimate_upper_bound
+from sfumato.information import Club, Estimate, Fitting, estimate_upper_bound
+from sfumato.information.club import Direction
 from sfumato.information.fitting import fit_and_score
 from sfumato.storage import load_state, save_state
 
 QUICK = Fitting(steps=40, batch=32)
-DIRECTIONS = ("z_given_x", "x_given_z")
+DIRECTIONS: tuple[Direction, ...] = ("z_given_x", "x_given_z")
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -191,7 +192,7 @@ def test_parts_are_disjoint_and_the_best_state_wins() -> None:
         x,
         loss=lambda a, b: recorder.at("loss", a, b),
         validate=lambda a, b: recorder.at("validate", a, b),
-        score=lambda a, b: recorder.at("score", a, b),
+        score=lambda a, b: Estimate(float(recorder.at("score", a, b).detach())),
         fitting=Fitting(steps=100, batch=8, learning_rate=0.01, held_out=0.2),
         generator=seeded(),
     )
@@ -201,10 +202,23 @@ def test_parts_are_disjoint_and_the_best_state_wins() -> None:
     assert [len(recorder.seen[name]) for name in ("loss", "validate", "score")] == [100, 20, 1]
     assert all(len(rows) == 8 for rows in recorder.seen["loss"])
     assert abs(float(recorder.weight.detach()) - 0.05) < 0.01
-    assert score == pytest.approx((float(recorder.weight.detach()) - 0.05) ** 2)
+    assert score.value == pytest.approx((float(recorder.weight.detach()) - 0.05) ** 2)
     standardized = torch.tensor(sorted(parts["loss"]))
     assert float(standardized.mean()) == pytest.approx(0, abs=1e-3)
     assert float(standardized.std(correction=0)) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_standard_error_is_the_spread_over_samples(direction: Direction) -> None:
+    club = Club(3, 3, generator=seeded(1), direction=direction, hidden=8)
+    found = []
+    for seed in range(300):
+        x = 0.3 * normal(200, 3, seed=2 * seed) * torch.tensor([1.0, 2.0, 0.5])
+        z = 0.6 * x + 0.2 * normal(200, 3, seed=2 * seed + 1)
+        found.append(club.estimate(x, z))
+        assert found[-1].value == pytest.approx(float(club.bound(x, z).detach()))
+    values, errors = (torch.tensor([getattr(one, name) for one in found]) for name in ("value", "error"))
+    assert float(errors.square().mean().sqrt()) == pytest.approx(float(values.std()), rel=0.15)
 
 
 # What is refused

@@ -234,13 +234,12 @@ def test_inside_no_grad() -> None:
 def test_units_and_constant_elements_do_not_matter() -> None:
     x = normal(300, 2)
     z = x + 0.3 * normal(300, 2, seed=1)
-    first = estimate_mutual_information(x, z, generator=seeded(1), fitting=QUICK)
+    first = estimate_mutual_information(x, z, generator=seeded(1), fitting=QUICK).value
     moved = torch.cat([1000 * x + 5, torch.full((300, 1), 7.0)], 1)[:, :2]
-    assert estimate_mutual_information(moved, z / 100, generator=seeded(1), fitting=QUICK) == pytest.approx(
-        first, abs=0.02
-    )
+    again = estimate_mutual_information(moved, z / 100, generator=seeded(1), fitting=QUICK).value
+    assert again == pytest.approx(first, abs=0.02)
     with_constant = torch.cat([x, torch.full((300, 1), 7.0)], 1)
-    assert math.isfinite(estimate_mutual_information(with_constant, z, generator=seeded(1), fitting=QUICK))
+    assert math.isfinite(estimate_mutual_information(with_constant, z, generator=seeded(1), fitting=QUICK).value)
 
 
 @pytest.mark.slow
@@ -248,7 +247,7 @@ def test_memorized_noise_is_not_taken_for_information() -> None:
     # Few independent pairs in many dimensions: T tells the training pairs apart perfectly.
     x, z = normal(200, 30), normal(200, 30, seed=1)
     found = estimate_mutual_information(x, z, generator=seeded(2), fitting=Fitting(steps=400))
-    assert found < 0.1
+    assert found.value < 0.1
 
 
 def test_bounded_estimate_is_below_one_where_there_is_more() -> None:
@@ -256,7 +255,21 @@ def test_bounded_estimate_is_below_one_where_there_is_more() -> None:
     found = estimate_mutual_information(
         x, x, generator=seeded(), fitting=Fitting(steps=150, learning_rate=3e-3), bounded=True
     )
-    assert 0.3 < found < 1
+    assert 0.3 < found.value < 1
+
+
+@pytest.mark.parametrize(("shuffles", "low", "high"), [(1, 1.0, 2.5), (16, 0.9, 1.25)])
+def test_the_standard_error_is_the_spread_over_samples(shuffles: int, low: float, high: float) -> None:
+    """With many shuffles; with one, whose chance it takes for the pairs', it says too much."""
+    mine, found = Mine(2, 2, generator=seeded(1), hidden=16), []
+    for seed in range(300):
+        x = 0.5 * normal(200, 2, seed=2 * seed)
+        z = 0.6 * x + 0.25 * normal(200, 2, seed=2 * seed + 1)
+        found.append(mine.estimate(x, z, generator=seeded(seed), shuffles=shuffles))
+        bound = mine.bound(x, z, generator=seeded(seed), shuffles=shuffles)
+        assert found[-1].value == pytest.approx(float(bound.detach()), abs=1e-5)
+    values, errors = (torch.tensor([getattr(one, name) for one in found]) for name in ("value", "error"))
+    assert low < float(errors.square().mean().sqrt() / values.std()) < high
 
 
 # What is refused
@@ -293,4 +306,5 @@ def test_too_few_pairs() -> None:
     with pytest.raises(InputError, match="number of pairs") as caught:
         estimate_mutual_information(normal(5, 2), normal(5, 2), generator=seeded(), fitting=QUICK)
     assert caught.value.value == 5
-    assert math.isfinite(estimate_mutual_information(normal(8, 2), normal(8, 2), generator=seeded(), fitting=QUICK))
+    found = estimate_mutual_information(normal(8, 2), normal(8, 2), generator=seeded(), fitting=QUICK)
+    assert math.isfinite(found.value)

@@ -2,7 +2,9 @@
 
 from sfumato.audit.calibration import (
     CALIBRATION_ATTACK,
+    CALIBRATION_FITTING,
     Attacked,
+    Bracket,
     Calibration,
     Sizes,
     images_of,
@@ -17,8 +19,10 @@ from sfumato.audit.settings import PRESETS, Settings, load_settings, preset, rea
 
 __all__ = [
     "CALIBRATION_ATTACK",
+    "CALIBRATION_FITTING",
     "PRESETS",
     "Attacked",
+    "Bracket",
     "Calibration",
     "Card",
     "Run",

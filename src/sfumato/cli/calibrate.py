@@ -16,9 +16,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sfumato.audit.calibration import CALIBRATION_ATTACK, NEAR, Calibration, measure
+from sfumato.audit.calibration import CALIBRATION_ATTACK, CALIBRATION_FITTING, NEAR, Calibration, measure
 from sfumato.errors import InputError, one_of, raise_all
-from sfumato.information import STANDARD_BEDS
+from sfumato.information import STANDARD_BEDS, Estimate
 from sfumato.information.standard_beds import IMAGE_SHAPE
 from sfumato.progress import Bar
 from sfumato.training import Runtime, make_fabric
@@ -44,13 +44,16 @@ def calibrate_command(
     ] = (),
     side: Annotated[int, Parameter(help="Side of the images in pixels, a multiple of 4.")] = IMAGE_SHAPE[-1],
     attack: Annotated[bool, Parameter(help="Also train the decoder attack on every bed (a minute or two).")] = True,
-    seed: Annotated[int, Parameter(help="Of images, noise and the attack.")] = 0,
+    estimators: Annotated[
+        bool, Parameter(negative=(), help="Also train MINE and CLUB on every bed (a quarter of a minute each).")
+    ] = False,
+    seed: Annotated[int, Parameter(help="Of images, noise and what is trained.")] = 0,
     json: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON instead of a table.")] = False,
 ) -> int:
     """Check theory and attack on test beds whose answers are known.
 
     Exit code 0 where every inequality holds: I ≤ R, theorem 1's bound ≤ mmse, mmse = MSE of the best reconstruction on
-    samples, mmse ≤ MSE of the attack. 3 where one does not, beyond four standard errors.
+    samples, mmse ≤ MSE of the attack, MINE ≤ I. 3 where one does not, beyond four standard errors.
     """
     names = bed or tuple(STANDARD_BEDS)
     raise_all(_wrong(sigma, names, side, seed))
@@ -63,6 +66,7 @@ def calibrate_command(
                     name,
                     STANDARD_BEDS[name].build(level, (1, side, side)),
                     attack=CALIBRATION_ATTACK if attack else None,
+                    fitting=CALIBRATION_FITTING if estimators else None,
                     seed=seed,
                     runtime=runtime,
                 )
@@ -110,6 +114,8 @@ def _print(found: Sequence[Calibration], *, as_json: bool) -> None:
         return
     console = Console()
     console.print(_table(found))
+    if found[0].bracket is not None:
+        console.print(_brackets(found))
     console.print(f"Entropies in nats, squared errors in thousandths.\n{_conclusion(found)}", highlight=False)
 
 
@@ -134,6 +140,21 @@ def _table(found: Sequence[Calibration]) -> Table:
         cells += [f"{row.attack.ratio.value:.3f}"] if row.attack else []
         table.add_row(*cells, row.verdict(), style="red" if row.broken() else None)
     return table
+
+
+def _brackets(found: Sequence[Calibration]) -> Table:
+    table = Table(title="mutual information", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("bed", "σ", "MINE", "I", "CLUB"):
+        table.add_column(column, justify="left" if column == "bed" else "right", no_wrap=True)
+    for row in found:
+        if row.bracket is not None:
+            figures = [_with_error(one) for one in (row.bracket.mine, row.figures.information, row.bracket.club)]
+            table.add_row(row.bed, f"{row.figures.sigma:g}", *figures, style="red" if row.broken() else None)
+    return table
+
+
+def _with_error(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f}" + (f" ± {estimate.error:.2f}" if estimate.error else "")
 
 
 def _conclusion(found: Sequence[Calibration]) -> str:

@@ -1,11 +1,12 @@
 """Functions on tensors that measure dependence and entropy; usable without the rest of the library."""
 
 from sfumato.information.attention import class_softmax, effective_sample_size, gated_scores, log_variance_penalty
-from sfumato.information.beds import Bed, Estimate, Figures, LinearChannel
+from sfumato.information.beds import Bed, Figures, LinearChannel
 from sfumato.information.club import Club, estimate_upper_bound
 from sfumato.information.conditional import conditional_mutual_information, fano_bound
 from sfumato.information.dependence import distance_correlation
 from sfumato.information.effective import EffectiveInformation, effective_information
+from sfumato.information.estimate import Estimate
 from sfumato.information.fisher import (
     dfil,
     gaussian_prior_information,

@@ -10,22 +10,10 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import InputError
+from sfumato.information.estimate import Estimate
 
 Method = Literal["auto", "monte_carlo", "quadrature"]
 """How figures without a closed form are found."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and how far it can be trusted.
-
-    Attributes:
-        value: The figure.
-        error: Its standard error; 0 where it is exact.
-    """
-
-    value: float
-    error: float = 0.0
 
 
 @dataclass(frozen=True)

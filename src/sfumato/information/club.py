@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import InputError
 from sfumato.information.checks import require_choice, require_finite
+from sfumato.information.estimate import Estimate, mean_of
 from sfumato.information.fitting import Fitting, fit_and_score
 from sfumato.information.networks import perceptron
 from sfumato.information.rows import derangement, paired_rows
@@ -100,6 +101,19 @@ class Club(nn.Module):
         nats: Tensor = 0.5 * excess.sum(1).mean()
         return nats * (n / (n - 1))
 
+    @torch.no_grad()
+    def estimate(self, x: Tensor, z: Tensor) -> Estimate:
+        """The same bound with its standard error, from how much each pair moves it (its influence, to first order)."""
+        given, target = self._roles(x, z, least=2)
+        mean, log_variance = self(given)
+        precision = torch.exp(-log_variance)
+        own = ((target - mean).square() * precision).sum(1)
+        # A pair stands in the second term twice: what q tells of all others, and what it tells the others of it.
+        center = target.mean(0)
+        telling = (((center - mean).square() + (target - center).square().mean(0)) * precision).sum(1)
+        told = target.square() @ precision.mean(0) - 2 * target @ (precision * mean).mean(0)
+        return Estimate(float(self.bound(x, z)), mean_of((0.5 * (telling + told - own)).double()).error)
+
     def sampled_bound(self, x: Tensor, z: Tensor, *, generator: torch.Generator) -> Tensor:
         """Like :meth:`bound` with one negative for each pair, a random other row; the same on average (vCLUB-S).
 
@@ -133,7 +147,7 @@ def estimate_upper_bound(
     fitting: Fitting = _DEFAULT_FITTING,
     direction: Direction = "z_given_x",
     hidden: int = 128,
-) -> float:
+) -> Estimate:
     """An upper bound on I(x; z) in nats, if a Gaussian q comes near the true conditional: CLUB, trained and held out.
 
     q learns on some of the pairs; others choose its best state; the answer comes from the rest. Not a guarantee: see
@@ -146,6 +160,9 @@ def estimate_upper_bound(
         fitting: How long and on how much.
         direction: Which conditional q models.
         hidden: Units in each of q's two hidden layers.
+
+    Returns:
+        The bound and its standard error over the held-out pairs.
 
     Raises:
         InputError: The two differ in N, there are too few pairs to hold any out, an element is NaN or infinite, or
@@ -160,7 +177,7 @@ def estimate_upper_bound(
         z,
         loss=club.learning_loss,
         validate=club.learning_loss,
-        score=club.bound,
+        score=club.estimate,
         fitting=fitting,
         generator=generator,
     )

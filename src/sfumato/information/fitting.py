@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InputError
+from sfumato.information.estimate import Estimate
 
 _CHECKS = 20
 _FEWEST_PAIRS = 2  # in each of the three parts: a shuffled pair needs another row
@@ -51,10 +52,10 @@ def fit_and_score(
     *,
     loss: OnPairs,
     validate: OnPairs,
-    score: OnPairs,
+    score: Callable[[Tensor, Tensor], Estimate],
     fitting: Fitting,
     generator: torch.Generator,
-) -> float:
+) -> Estimate:
     """Train ``module``, keep its best state on validation pairs, and answer with the score on held-out pairs.
 
     Elements are standardized by the training pairs, which changes no mutual information: it is an invertible map.
@@ -91,7 +92,7 @@ def fit_and_score(
                 best, state = value, _copy(module)
     module.load_state_dict(state)
     with torch.no_grad():
-        return float(score(*held_out))
+        return score(*held_out)
 
 
 def _parts(

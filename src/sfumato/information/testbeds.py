@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import InputError
-from sfumato.information.beds import Estimate, Figures, LinearChannel, Method
+from sfumato.information.beds import Figures, LinearChannel, Method
+from sfumato.information.estimate import Estimate
 from sfumato.information.gaussian import add_variance, log_densities, log_determinants
 from sfumato.information.quadrature import expectations_on_line
 from sfumato.information.rate import mixture_rate, mmse_bound
