@@ -232,14 +232,14 @@ def test_near_is_three_per_cent(ratio: float, verdict: str) -> None:
     [
         (1.9, 2.5, "holds"),
         (2.05, 2.5, "holds"),
-        (2.1, 2.5, "broken: MINE ≤ information"),
+        (2.1, 2.5, "holds; MINE goes too far"),
         (1.9, 1.95, "holds"),
         (1.9, 1.9, "holds; CLUB falls short"),
     ],
 )
 def test_the_bracket_is_judged_within_four_standard_errors(mine: float, club: float, verdict: str) -> None:
-    """CLUB below the information breaks no theorem: its Gaussian has learned too little."""
-    row = replace(row_of(), bracket=Bracket(Estimate(mine, 0.01), Estimate(club, 0.01)))
+    """On the wrong side of the information, they break no theorem."""
+    row = replace(row_of(), bracket=Bracket(Estimate(mine, 0.01), Estimate(club, 0.01), 3.0))
     assert row.verdict() == verdict
     fallen = replace(row, attack=replace(row.attack, diverged=True))
     assert fallen.verdict() == verdict.replace("holds", "holds; attack falls short", 1)
@@ -256,6 +256,12 @@ def test_mine_and_club_see_the_pixels_and_what_is_sent() -> None:
     assert found[1] is not None
     for little, much in ((found[0].mine, found[1].mine), (found[0].club, found[1].club)):
         assert abs(little.value) < 0.2 < 0.5 < much.value
+    # Means of 2×2 pixels: the variance of each, and their noise by the law of the bed.
+    bed = bed_of("smooth", 0.03)
+    assert isinstance(bed, LinearGaussian)
+    clean = float((bed.channel.weight @ bed.covariance @ bed.channel.weight.T).trace())
+    assert found[1].club_limit == pytest.approx(clean / 0.03**2, rel=0.1)
+    assert found[0].club_limit < 1e-3
 
 
 @pytest.mark.slow

@@ -36,10 +36,9 @@ def table(content, figures, attack_name="decoder", **how):
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20))
 def test_spread_is_that_of_numpy(values):
-    found = spread(values)
+    found = spread(dict(enumerate(values)))
     assert found.mean == pytest.approx(np.mean(values), abs=1e-9)
-    assert list(found.values) == values
-    assert found.count == len(values)
+    assert found.by_seed == dict(enumerate(values))
     if len(values) == 1:
         assert found.deviation is None
     else:
@@ -77,7 +76,7 @@ def test_changes_pair_seeds():
     assert change["accuracy"].difference.deviation == pytest.approx(0.05 / 2**0.5)
     assert change["mse_test"].ratio.mean == pytest.approx((1.0 + 0.5) / 2)
     assert change["mse_test"].ratio.deviation == pytest.approx(0.5 / 2**0.5)
-    assert change["mse_test"].difference.count == 2
+    assert change["mse_test"].difference.by_seed.keys() == {0, 1}
 
 
 def test_a_figure_of_zero_has_no_ratio():
@@ -132,7 +131,8 @@ def test_a_row_is_compared_with_each_that_it_names_and_has_seeds_in_common_with(
     assert line.changes["a"]["mse_test"].ratio.mean == pytest.approx((1.0 + 2.0) / 2)
     assert line.changes["b"]["accuracy"].difference.mean == pytest.approx(-0.1)
     assert line.changes["b"]["mse_test"].ratio.mean == pytest.approx(0.5)
-    assert (line.changes["a"]["mse_test"].ratio.count, line.changes["b"]["mse_test"].ratio.count) == (2, 1)
+    assert line.changes["a"]["mse_test"].ratio.by_seed == pytest.approx({0: 1.0, 1: 2.0})
+    assert line.changes["b"]["mse_test"].ratio.by_seed == pytest.approx({1: 0.5})
     mean = average(list(lines.values()))
     assert mean.rows == 3
     assert mean.with_it["accuracy"] == pytest.approx(0.55)

@@ -214,7 +214,7 @@ def test_of_many_attacks_only_the_first_has_its_full_table_and_the_data_has_all(
     assert row["row"] == "none"
     assert row["attacks"][0] == {
         "threat_model": "white-box", "attack": "rmle", "mean": pytest.approx(0.55),
-        "deviation": pytest.approx(0.1 / 2**0.5), "values": pytest.approx([0.5, 0.6]),
+        "deviation": pytest.approx(0.1 / 2**0.5), "by_seed": pytest.approx({"0": 0.5, "1": 0.6}),
     }  # fmt: skip
     assert row["strongest"]["gray-box"]["mean"] == pytest.approx(0.475)
     assert row["strongest"]["white-box"]["mean"] == pytest.approx(0.7)

@@ -221,6 +221,14 @@ def test_the_standard_error_is_the_spread_over_samples(direction: Direction) -> 
     assert float(errors.square().mean().sqrt()) == pytest.approx(float(values.std()), rel=0.15)
 
 
+def test_the_standard_error_of_features_far_from_zero() -> None:
+    club = Club(2, 2, generator=seeded())
+    club.network = Affine(1.0, 1e-4)  # type: ignore[assignment]
+    x = 0.01 * normal(500, 2)
+    z = x + 0.01 * normal(500, 2, seed=1)
+    assert club.estimate(x + 100, z + 100).error == pytest.approx(club.estimate(x, z).error, rel=0.02)
+
+
 # What is refused
 
 

@@ -123,9 +123,10 @@ class GrayBox(BlackBox):
     def architecture(self, *, generator: torch.Generator) -> nn.Module:
         """A new edge of the true structure, freshly initialized from ``generator``.
 
-        Convolutions and linear layers of images as :func:`~sfumato.models.initialize` draws them, normalizations at
-        ones and zeros, all other parameters normal with standard deviation 1/√fan_in. Buffers are part of the
-        structure, but for the statistics of normalizations.
+        Weights and biases of 2D convolutions and linear layers as :func:`~sfumato.models.initialize` draws them,
+        normalizations at ones and zeros, all other parameters normal with standard deviation 1/√fan_in. Buffers are
+        given away as structure, but for the statistics of normalizations: scales, masks, vectors of a spectral
+        normalization, which tell a direction of the weight.
         """
         edge = _copied(self._blank)
         set_generator(edge, generator)

@@ -74,10 +74,12 @@ class Bracket:
     Attributes:
         mine: MINE, a lower bound.
         club: CLUB, an upper bound where its Gaussian has learned how z follows x.
+        club_limit: What CLUB would be if it had: E‖z' − E z'‖²/σ², of the clean features of the same pairs.
     """
 
     mine: Estimate
     club: Estimate
+    club_limit: float
 
 
 @dataclass(frozen=True)
@@ -112,20 +114,21 @@ class Calibration:
         if self.attack is not None:
             checks["mmse ≤ attack"] = _at_most(f.mmse, self.attack.mse)
             checks["best ≤ attack"] = _at_most(Estimate(1.0), self.attack.ratio)
-        if self.bracket is not None:
-            checks["MINE ≤ information"] = _at_most(self.bracket.mine, f.information)
         return tuple(name for name, holds in checks.items() if not holds)
 
     def verdict(self) -> str:
         """In words: ``holds``, what falls short though it does, or ``broken`` and what."""
         if broken := self.broken():
             return f"broken: {', '.join(broken)}"
-        short = []
+        found, information = ["holds"], self.figures.information
         if self.attack is not None and (self.attack.diverged or not self.attack.ratio.value <= 1 + NEAR):
-            short.append("attack")
-        if self.bracket is not None and not _at_most(self.figures.information, self.bracket.club):
-            short.append("CLUB")  # no theorem is broken: its Gaussian has learned too little
-        return "; ".join(["holds", *(f"{name} falls short" for name in short)])
+            found.append("attack falls short")
+        # Neither breaks a theorem: MINE is a bound on average over endless pairs, CLUB where its Gaussian is the truth.
+        if self.bracket is not None and not _at_most(self.bracket.mine, information):
+            found.append("MINE goes too far")
+        if self.bracket is not None and not _at_most(information, self.bracket.club):
+            found.append("CLUB falls short")
+        return "; ".join(found)
 
 
 def rounded(bed: Bed) -> Bed:
@@ -245,7 +248,8 @@ def _bracket(
     x = images_of(bed, pairs, generator=generator, name=name).images / 255
     set_generator(split, runtime.generator(seed + 4))
     with torch.no_grad():
-        z = split.send(x.to(runtime.device)).cpu()
+        z, clean = split.send(x.to(runtime.device)).cpu(), split.edge(x.to(runtime.device)).flatten(1).double()
+    limit = float(clean.var(0).sum()) / bed.channel.sigma**2
     measures = (estimate_mutual_information, estimate_upper_bound)
     runtime.progress.start(f"{name}, σ = {bed.channel.sigma:g} (MINE, CLUB)", len(measures))
     found = []
@@ -253,7 +257,8 @@ def _bracket(
         found.append(measure_of(x, z, generator=generator, fitting=fitting))
         runtime.progress.advance()
     runtime.progress.finish()
-    return Bracket(*found)
+    mine, club = found
+    return Bracket(mine, club, limit)
 
 
 class _Witness(BlackBox):

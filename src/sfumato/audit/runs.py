@@ -147,7 +147,9 @@ def edge_digest(settings: Settings) -> str | None:
 
 
 def address(settings: Settings, defense: Defense, splits: Splits, runtime: Runtime) -> str:
-    """Hash of all that determines a trained model: pixels, network, recipe, defense, seed, device and precision.
+    """Hash of all that determines a trained model, but for changes of the code within a version.
+
+    Pixels, network, recipe, defense, seed, device, processes, precision and sfumato's version.
 
     The weights that an edge starts from count, and not where they are kept.
     """

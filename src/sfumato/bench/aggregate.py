@@ -48,17 +48,12 @@ class Spread:
     Attributes:
         mean: Arithmetic mean.
         deviation: Sample standard deviation (n − 1); ``None`` of a single value.
-        values: What they are of, in the order of the seeds.
+        by_seed: Seed to value.
     """
 
     mean: float
     deviation: float | None
-    values: tuple[float, ...]
-
-    @property
-    def count(self) -> int:
-        """Number of values."""
-        return len(self.values)
+    by_seed: Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -123,14 +118,15 @@ class Average:
     published_with: Mapping[str, float]
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation of at least one value.
+def spread(by_seed: Mapping[int, float]) -> Spread:
+    """Mean and sample standard deviation of at least one seed's value.
 
-    >>> spread([1.0, 3.0])
-    Spread(mean=2.0, deviation=1.4142135623730951, values=(1.0, 3.0))
+    >>> spread({0: 1.0, 1: 3.0})
+    Spread(mean=2.0, deviation=1.4142135623730951, by_seed={0: 1.0, 1: 3.0})
     """
+    values = by_seed.values()
     deviation = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(math.fsum(values) / len(values), deviation, tuple(values))
+    return Spread(math.fsum(values) / len(values), deviation, dict(by_seed))
 
 
 def attack_of(card: Card, name: str) -> AttackInfo | None:
@@ -176,7 +172,7 @@ def aggregate(experiment: Experiment, jobs: Sequence[Job], cards: Mapping[str, C
                 point,
                 tuple(seed for seed in expected if seed in mine),
                 tuple(seed for seed in expected if seed not in mine),
-                {key: spread(found) for key in _KEYS if (found := [v[key] for v in mine.values() if key in v])},
+                {key: spread(found) for key in _KEYS if (found := {s: v[key] for s, v in mine.items() if key in v})},
                 dict(own),
                 over[row],
                 {base: found for base, found in changes.items() if found},
@@ -242,13 +238,14 @@ def _changes(mine: _BySeed, theirs: _BySeed, own: Mapping[str, float], other: Ma
 def _change(
     mine: _BySeed, theirs: _BySeed, key: str, own: Mapping[str, float], other: Mapping[str, float]
 ) -> Change | None:
-    pairs = [(theirs[s][key], mine[s][key]) for s in mine if s in theirs and key in mine[s] and key in theirs[s]]
+    pairs = {s: (theirs[s][key], mine[s][key]) for s in mine if s in theirs and key in mine[s] and key in theirs[s]}
     if not pairs:
         return None
     printed = (other[key], own[key]) if key in own and key in other else None
+    comparable = all(without != 0 for without, _ in pairs.values())
     return Change(
-        spread([with_it - without for without, with_it in pairs]),
-        spread([with_it / without - 1 for without, with_it in pairs]) if all(w != 0 for w, _ in pairs) else None,
+        spread({s: with_it - without for s, (without, with_it) in pairs.items()}),
+        spread({s: with_it / without - 1 for s, (without, with_it) in pairs.items()}) if comparable else None,
         printed[1] - printed[0] if printed else None,
         printed[1] / printed[0] - 1 if printed and printed[0] != 0 else None,
     )

@@ -71,7 +71,7 @@ class Matched:
     @property
     def gain(self) -> Spread | None:
         """Over the seeds whose curves overlap."""
-        return spread([match.gain for match in self.by_seed.values()]) if self.by_seed else None
+        return spread({seed: match.gain for seed, match in self.by_seed.items()}) if self.by_seed else None
 
 
 @dataclass(frozen=True)

@@ -141,12 +141,13 @@ def _accuracy_dots(result: Result, lines: Sequence[Line]) -> dict[str, tuple[Dot
 
 
 def _entropy_dots(result: Result, attack: str) -> dict[str, tuple[Dot, ...]]:
-    places: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    places: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
     for job, entropy, error in entropies(result.experiment, result.jobs, result.cards, attack):
-        places.setdefault((job.row, point_label(result.experiment, job.point)), []).append((entropy, error))
+        places.setdefault((job.row, point_label(result.experiment, job.point)), {})[job.seed] = (entropy, error)
     rows: dict[str, tuple[Dot, ...]] = {}
     for (row, text), found in places.items():
-        dot = Dot(spread([h for h, _ in found]), spread([m for _, m in found]), text)
+        x, y = (spread({seed: pair[i] for seed, pair in found.items()}) for i in range(2))
+        dot = Dot(x, y, text)
         rows[row] = (*rows.get(row, ()), dot)
     return rows
 
@@ -158,7 +159,7 @@ def _first_cards(result: Result) -> list[tuple[str, Card]]:
 
 
 def _percent(value: Spread) -> Spread:
-    return spread([100 * one for one in value.values])
+    return spread({seed: 100 * one for seed, one in value.by_seed.items()})
 
 
 def lines_as_rows(result: Result) -> Iterator[dict[str, Any]]:

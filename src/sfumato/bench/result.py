@@ -163,7 +163,7 @@ def _entropy(experiment: Experiment, jobs: Sequence[Job], cards: Mapping[str, Ca
     for job, entropy, error in found:
         by_seed.setdefault(job.seed, []).append((entropy, error))
         by_row.setdefault(job.row, []).append((entropy, error))
-    known = [rho for points in by_seed.values() if (rho := _correlation(points).rho) is not None]
+    known = {seed: rho for seed, points in by_seed.items() if (rho := _correlation(points).rho) is not None}
     return Entropy(
         _correlation([(entropy, error) for _, entropy, error in found]),
         spread(known) if known else None,

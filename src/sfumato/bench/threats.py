@@ -99,10 +99,11 @@ def side_by_side(jobs: Sequence[Job], cards: Mapping[str, Card]) -> Threats:
     """
     found = dict.fromkeys(column_of(attack) for job in jobs if job.key in cards for attack in cards[job.key].attacks)
     columns = tuple(sorted(found, key=lambda column: THREAT_MODELS.index(column.threat_model)))
-    places: dict[tuple[str, Value | None], list[Card]] = {}
+    places: dict[tuple[str, Value | None], dict[int, Card]] = {}
     for job in jobs:
-        own = places.setdefault((job.row, job.point), [])
-        own += [cards[job.key]] if job.key in cards else []
+        own = places.setdefault((job.row, job.point), {})
+        if job.key in cards:
+            own[job.seed] = cards[job.key]
     rows = {
         measure: tuple(_faced(*place, own, columns, measure) for place, own in places.items()) for measure in MEASURES
     }
@@ -146,16 +147,19 @@ def _closeness(value: Spread, measure: Measure) -> float:
     return value.mean if measure == "ssim" else -value.mean
 
 
-def _faced(row: str, point: Value | None, cards: Sequence[Card], columns: Sequence[Column], measure: Measure) -> Faced:
-    single: dict[Column, list[float]] = {column: [] for column in columns}
-    by_model: dict[ThreatModel, list[float]] = {column.threat_model: [] for column in columns}
-    for card in cards:
+def _faced(
+    row: str, point: Value | None, cards: Mapping[int, Card], columns: Sequence[Column], measure: Measure
+) -> Faced:
+    single: dict[Column, dict[int, float]] = {column: {} for column in columns}
+    by_model: dict[ThreatModel, dict[int, float]] = {column.threat_model: {} for column in columns}
+    for seed, card in cards.items():
         for attack in card.attacks:
-            single[column_of(attack)].append(getattr(attack.test, measure))
+            single[column_of(attack)][seed] = getattr(attack.test, measure)
         for model, values in by_model.items():
             within = THREAT_MODELS[THREAT_MODELS.index(model) :]
             own = [attack for attack in card.attacks if attack.threat_model in within]
-            values += [strongest(own, measure)] if own else []
+            if own:
+                values[seed] = strongest(own, measure)
     return Faced(
         row,
         point,

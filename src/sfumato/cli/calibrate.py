@@ -53,7 +53,7 @@ def calibrate_command(
     """Check theory and attack on test beds whose answers are known.
 
     Exit code 0 where every inequality holds: I ≤ R, theorem 1's bound ≤ mmse, mmse = MSE of the best reconstruction on
-    samples, mmse ≤ MSE of the attack, MINE ≤ I. 3 where one does not, beyond four standard errors.
+    samples, mmse ≤ MSE of the attack. 3 where one does not, beyond four standard errors.
     """
     names = bed or tuple(STANDARD_BEDS)
     raise_all(_wrong(sigma, names, side, seed))
@@ -144,12 +144,13 @@ def _table(found: Sequence[Calibration]) -> Table:
 
 def _brackets(found: Sequence[Calibration]) -> Table:
     table = Table(title="mutual information", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("bed", "σ", "MINE", "I", "CLUB"):
+    for column in ("bed", "σ", "MINE", "I", "CLUB", "its limit"):
         table.add_column(column, justify="left" if column == "bed" else "right", no_wrap=True)
     for row in found:
         if row.bracket is not None:
             figures = [_with_error(one) for one in (row.bracket.mine, row.figures.information, row.bracket.club)]
-            table.add_row(row.bed, f"{row.figures.sigma:g}", *figures, style="red" if row.broken() else None)
+            cells = [row.bed, f"{row.figures.sigma:g}", *figures, f"{row.bracket.club_limit:.1f}"]
+            table.add_row(*cells, style="red" if row.broken() else None)
     return table
 
 

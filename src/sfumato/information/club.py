@@ -106,11 +106,11 @@ class Club(nn.Module):
         """The same bound with its standard error, from how much each pair moves it (its influence, to first order)."""
         given, target = self._roles(x, z, least=2)
         mean, log_variance = self(given)
-        precision = torch.exp(-log_variance)
+        precision, center = torch.exp(-log_variance), target.mean(0)
+        target, mean = target - center, mean - center  # or squares of far-off numbers would cancel
         own = ((target - mean).square() * precision).sum(1)
         # A pair stands in the second term twice: what q tells of all others, and what it tells the others of it.
-        center = target.mean(0)
-        telling = (((center - mean).square() + (target - center).square().mean(0)) * precision).sum(1)
+        telling = ((mean.square() + target.square().mean(0)) * precision).sum(1)
         told = target.square() @ precision.mean(0) - 2 * target @ (precision * mean).mean(0)
         return Estimate(float(self.bound(x, z)), mean_of((0.5 * (telling + told - own)).double()).error)
 
