@@ -33,13 +33,13 @@ class CEM(Defense):
     of the edge alone, it is simply added to the model's loss (the authors run a second backward pass).
 
     ``reference`` is the loss of the authors' program, with which to reproduce their tables
-    (:func:`~sfumato.information.reference_loss`). The other variants are R itself for that form of covariance, with the
-    gradient normalized to the batch's share (:class:`~sfumato.information.RateLoss`), so that λ means the same on any
-    number of images. Their R per dimension is of another size than the authors' loss, so they have a weight and a
-    schedule of their own to begin with: 0.3, constant. On a narrow VGG-11 and 10,000 images of CIFAR-10 (two seeds,
-    five levels of noise) that left a decoder 22 ± 4 % more error than noise alone at matched accuracy under
-    ``isotropic`` and 21 ± 4 % under ``full`` (14 to 27 % on fewer images), and cost 1.2 to 5.9 and 0.7 to 8.7 points
-    of accuracy at equal noise; ``diagonal`` was not measured.
+    (:func:`~sfumato.information.reference_loss`). The other variants are R itself for that form of covariance, with
+    the gradient normalized to the batch's share (:class:`~sfumato.information.RateLoss`), so that λ means the same on
+    any number of images. Their R per dimension is of another size than the authors' loss, so they have a weight and a
+    schedule of their own to begin with: 0.3, constant. On a narrow VGG-11 and 10,000 images of CIFAR-10 (five levels
+    of noise) that left a decoder 25 ± 3 % more error than noise alone at matched accuracy under ``isotropic`` (four
+    seeds) and 21 ± 4 % under ``full`` (two; 14 to 27 % on fewer images), and cost 1.0 to 6.8 and 0.7 to 8.7 points of
+    accuracy at equal noise; ``diagonal`` was not measured.
 
     Args:
         weight: λ ≥ 0. By default the paper's 16 for ``reference`` and 0.3 for the other variants.
