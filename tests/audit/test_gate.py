@@ -57,7 +57,9 @@ def conditions():
     def fitting(name):
         metric = METRICS[name]
         every = st.sampled_from(["mean", "min", "max"]) | st.integers(1, 99).map("p{}".format)
-        attack = st.none() | st.sampled_from(["decoder", "decoder (observations=16)", "rmle", "Größe", "a.b"])
+        attack = st.none() | st.sampled_from(
+            ["decoder", "decoder()", "decoder (observations=16)", "rmle", "Größe", "a.b"]
+        )
         return st.builds(
             Condition,
             metric=st.just(name),
@@ -227,6 +229,14 @@ def test_the_figure_of_the_best_attack_on_each_image(card, text, expected):
     assert measure(made, parse(f"{text}>0")) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("attack", "expected"), [("decoder", 0.7), ("decoder()", 0.2), ("decoder (observations=16)", 0.7)]
+)
+def test_the_plain_attack_has_a_name_of_its_own_among_its_kind(card, attack, expected):
+    figures = {"decoder": ([0.1], [0.2], None), "decoder (observations=16)": ([0.1], [0.7], None)}
+    assert measure(card(**figures), parse(f"{attack}:ssim>0")) == expected
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.integers(1, 99), st.floats(0, 1))
 def test_quantiles_count_images(figures, share, limit):
     from sfumato.audit.gate import _summed_up
@@ -347,6 +357,8 @@ def test_what_an_audit_will_not_measure_is_known_before(tiny_settings):
         ("quick", "white-box", "rmle:ssim>0.5", True),
         ("quick", "black-box", "rmle:ssim>0.5", False),
         ("quick", "black-box", "decoder (observations=16):ssim>0.5", True),
+        ("quick", "black-box", "decoder():ssim>0.5", True),
+        ("quick", "black-box", "generator():ssim>0.5", False),
         ("standard", "gray-box", "generator:ssim>0.5", True),
         ("standard", "white-box", "rmle (observations=16):ssim>0.5", True),
         ("standard", "white-box", "decoder (architecture=unet):ssim>0.5", True),

@@ -4,7 +4,8 @@ A condition is ``[ATTACK:]METRIC[.STATISTIC] OP NUMBER``, with blanks wherever t
 ``mse.min < 0.01`` or ``decoder:ssim.p90>=0.6``. The audit fails where it *holds*.
 
 - Figures of attacks are of the test images, and of the worst case: on each image, the best of all attacks, or of those
-  that ``ATTACK`` names: ``decoder`` all decoders, ``decoder (observations=16)`` the one that a card calls so.
+  that ``ATTACK`` names: ``decoder`` all decoders, ``decoder (observations=16)`` the one that a card calls so, and
+  ``decoder()`` the one that it calls ``decoder``.
   ``identity`` is the highest share of a single attack: cards do not say which pictures were recognized.
 - ``STATISTIC`` sums up the images. ``p90`` is the smallest figure that at least 90 % of the images do not exceed:
   ``ssim.p90>0.6`` holds where on more than a tenth of the images SSIM is above 0.6. ``mse.p10<0.01`` holds where on a
@@ -157,8 +158,11 @@ class Condition:
         return f"{scope}{self.metric}{'' if self.statistic == 'mean' else f'.{self.statistic}'}"
 
     def names(self, label: str, kind: str) -> bool:
-        """Whether it is about the attack that a card calls so, or about all of its kind."""
-        return self.attack is None or self.attack in (label, kind)
+        """Whether it is about the attack that a card calls so, or about all of its kind.
+
+        Where the two are one word, ``decoder`` is the kind, and ``decoder()`` the attack with no argument of its own.
+        """
+        return self.attack is None or self.attack in (label, kind, f"{label}()")
 
     def holds(self, measured: float) -> bool:
         """Whether a model with this figure fails."""
