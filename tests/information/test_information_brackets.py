@@ -89,7 +89,8 @@ def test_mine_and_club_bracket_what_is_known_of_a_bed(bed: Bed) -> None:
     # Nor is the information below the rate by construction here.
     assert float(density.mean()) < bed.figures(generator=drawn).rate + 4 * spread / PAIRS**0.5
     assert 0.8 * information.value < below.value < information.value + 4 * math.hypot(information.error, below.error)
-    assert below.error < spread / (FITTING.held_out * PAIRS) ** 0.5
+    # A network that had learned log p(z | x)/p(z) itself would have an error near that of its mean.
+    assert 0.8 < below.error / (spread / (FITTING.held_out * PAIRS) ** 0.5) < 2
     assert information.value < above.value
     # z given x is Gaussian on every bed, whatever x is: CLUB with the true conditional is tr Cov(z')/σ².
     sent = (x - x.mean(0)) @ bed.channel.weight.T
