@@ -1,4 +1,4 @@
-"""What PATROL's pruning leaves of its deeper edge: parameters and latency against the reference encoder.
+"""What PATROL's pruning leaves of its deeper edge: parameters, work and latency against the reference encoder.
 
 VGG-11 cut at ``conv2``. The reference is the edge of the recipe ``bottleneck``; PATROL's is measured before and after
 pruning. Which channels go decides the multiply–accumulates, though the size is the same, so five networks of other

@@ -258,6 +258,23 @@ def test_bounded_estimate_is_below_one_where_there_is_more() -> None:
     assert 0.3 < found.value < 1
 
 
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_pair_moves_the_second_term_by_its_x_and_by_its_z(row: int) -> None:
+    """T of one of the two alone: the influence of a pair is T − exp T/E exp T, whatever the other is."""
+
+    class One(nn.Module):
+        def forward(self, pairs: Tensor) -> Tensor:
+            return pairs[:, row : row + 1]
+
+    mine = by_hand()
+    mine.network = One()
+    x, z = normal(500, 1), normal(500, 1, seed=1)
+    t = (x, z)[row].double().squeeze(1)
+    influence = t - t.exp() / t.exp().mean()
+    found = mine.estimate(x, z, generator=seeded(2), shuffles=400)
+    assert found.error == pytest.approx(float(influence.std()) / 500**0.5, rel=0.05)
+
+
 @pytest.mark.parametrize(("shuffles", "low", "high"), [(1, 1.0, 2.5), (16, 0.9, 1.25)])
 def test_the_standard_error_is_the_spread_over_samples(shuffles: int, low: float, high: float) -> None:
     """With many shuffles; with one, whose chance it takes for the pairs', it says too much."""

@@ -130,7 +130,7 @@ class GrayBox(BlackBox):
         """
         edge = _copied(self._blank)
         set_generator(edge, generator)
-        # First what is not layers' own: to read a weight that is computed from zeros may spoil what computes it.
+        # ``_drawn`` first: ``initialize`` reads weights, and one that is computed from zeros spoils what computes it.
         return initialize(_drawn(edge, generator), generator)
 
 
